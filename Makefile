@@ -1,0 +1,41 @@
+# `make demo` and `make test` each do all their own set-up in .venv; nothing else is needed but Python 3.11+.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+WHEEL_VENV := .venv-wheel
+
+.PHONY: demo test check unit wheel-test clean
+
+# The stamp is rebuilt when the dependencies change. The constraints keep torch on its CPU build.
+$(VENV)/.stamp: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,train,eval]'
+	touch $@
+
+demo: $(VENV)/.stamp
+	$(BIN)/fwd2bot demo
+
+test: check unit wheel-test
+
+check: $(VENV)/.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+unit: $(VENV)/.stamp
+	$(BIN)/pytest
+
+# The same tests against the built wheel: an interpreter that sees the dependencies of .venv, but not the checkout
+# (a line in a .pth file adds a folder without reading the .pth files in it, so the editable install stays out).
+wheel-test: $(VENV)/.stamp
+	rm -rf dist $(WHEEL_VENV)
+	$(BIN)/python -m build --wheel --no-isolation --outdir dist . > /dev/null
+	$(PYTHON) -m venv $(WHEEL_VENV)
+	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" \
+	  > $$($(WHEEL_VENV)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/dependencies.pth
+	$(WHEEL_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps dist/*.whl
+	FWD2BOT_TEST_WHEEL=1 $(WHEEL_VENV)/bin/python -P -m pytest
+
+clean:
+	rm -rf dist build $(WHEEL_VENV) .mypy_cache .ruff_cache .pytest_cache

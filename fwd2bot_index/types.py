@@ -1,0 +1,125 @@
+"""The values that travel between the floors. Nothing here imports torch; tensors are named for the type checker only.
+
+Shapes: B batch, K summary tokens, D hidden size of the LLM, E embedding size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias, runtime_checkable
+
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
+
+ImageInput: TypeAlias = "str | Path | bytes | Image.Image"
+"""A picture: a path, the bytes of an image file, or a Pillow image."""
+
+Mode: TypeAlias = Literal["trained", "training-free"]
+Stage: TypeAlias = Literal["compress", "generate"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SummaryTokens:
+    """What the first pass leaves of a batch of pictures."""
+
+    tokens: torch.Tensor
+    """[B, K, D], float: last-layer states at the summary positions; stands in the image's place in the second pass."""
+    embedding: torch.Tensor
+    """[B, E], float, unit length: compared by dot product with the embeddings of texts and of other pictures."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hit:
+    """One search result."""
+
+    rank: int
+    """From 1."""
+    score: float
+    """Cosine similarity, in [-1, 1]."""
+    id: str
+    """Content hash of the picture: the key of its summary tokens."""
+    uri: str
+    """Where the picture was when it was indexed (an absolute path)."""
+    width: int
+    height: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What the second pass said about one indexed picture."""
+
+    hit: Hit
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class SkippedFile:
+    uri: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexReport:
+    """What one run of ``index`` did. Counts are files."""
+
+    added: int = 0
+    updated: int = 0
+    renamed: int = 0
+    removed: int = 0
+    unchanged: int = 0
+    skipped: Sequence[SkippedFile] = ()
+    interrupted: bool = False
+    seconds: float = 0.0
+    """Wall time of the whole run, from listing the folder to the last commit, loading the model included."""
+    loading_seconds: float = 0.0
+    """Waiting for the model to load."""
+    model_seconds: float = 0.0
+    """Wall time inside ``compress``: preprocessing of decoded pictures and the first pass."""
+
+
+@runtime_checkable
+class Compressor(Protocol):
+    """What indexing and querying ask of a model. :class:`fwd2bot_index.model.Fwd2BotModel` is the real one; tests bring
+    small fakes."""
+
+    @property
+    def name(self) -> str:
+        """Hub id or path, as a person would type it after ``--model``; ``default`` for the bundled one."""
+        ...
+
+    @property
+    def revision(self) -> str | None: ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of weights and settings: two models with one fingerprint write the same index."""
+        ...
+
+    @property
+    def mode(self) -> Mode: ...
+
+    @property
+    def num_summary_tokens(self) -> int: ...
+
+    @property
+    def token_dim(self) -> int: ...
+
+    @property
+    def embedding_dim(self) -> int: ...
+
+    def compress(self, images: Sequence[ImageInput]) -> SummaryTokens: ...
+
+    def embed_text(self, texts: Sequence[str]) -> torch.Tensor:
+        """[B, E], unit length."""
+        ...
+
+    def generate(self, tokens: torch.Tensor, prompt: str | Sequence[str], *, max_new_tokens: int = 32) -> list[str]: ...
+
+    def loglikelihood(
+        self, tokens: torch.Tensor, prompt: str | Sequence[str], completions: Sequence[str]
+    ) -> torch.Tensor:
+        """[B, C]: log-probability of each completion after the prompt, summed over its tokens, in float32."""
+        ...
