@@ -1,0 +1,99 @@
+"""Codecs: exact sizes, error bounds over random tokens of every magnitude, and refusals."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from fwd2bot_index.codec import CODEC_NAMES, get_codec
+from fwd2bot_index.errors import IndexCorruptedError, IndexMismatchError, ModelError
+
+FLOAT16_MAX = 65504.0
+
+tokens_of_any_magnitude = hnp.arrays(
+    np.float32,
+    hnp.array_shapes(min_dims=3, max_dims=3, max_side=6),
+    elements=st.floats(width=32, allow_nan=False, allow_infinity=False),
+)
+
+
+@given(tokens=tokens_of_any_magnitude)
+@settings(max_examples=200, deadline=None)
+def test_int8_errs_by_half_a_scale_at_most(tokens: np.ndarray) -> None:
+    codec = get_codec("int8")
+    _, k, d = tokens.shape
+    payload = codec.encode(tokens)
+    assert payload.dtype == np.uint8
+    assert payload.shape == (len(tokens), codec.payload_bytes(k, d))
+    scale = np.abs(tokens.astype(np.float64)).max(axis=-1, keepdims=True) / 127
+    error = np.abs(codec.decode(payload, k=k, d=d).astype(np.float64) - tokens)
+    # a subnormal scale is itself rounded, by up to 2^-150, and is used 127 times
+    assert (error <= scale * 0.5001 + 127 * 2.0**-149).all()
+
+
+@given(tokens=tokens_of_any_magnitude)
+@settings(max_examples=200, deadline=None)
+def test_float16_is_the_nearest_number_and_clamps(tokens: np.ndarray) -> None:
+    codec = get_codec("float16")
+    _, k, d = tokens.shape
+    payload = codec.encode(tokens)
+    assert payload.dtype == np.uint8
+    assert payload.shape == (len(tokens), codec.payload_bytes(k, d))
+    clamped = np.clip(tokens.astype(np.float64), -FLOAT16_MAX, FLOAT16_MAX)
+    error = np.abs(codec.decode(payload, k=k, d=d) - clamped)
+    assert (error <= np.maximum(np.abs(clamped) * 2.0**-11, 2.0**-25)).all()
+
+
+@pytest.mark.parametrize("name", CODEC_NAMES)
+def test_encoding_what_was_decoded_changes_nothing(name: str) -> None:
+    codec = get_codec(name)
+    tokens = np.random.default_rng(0).normal(size=(5, 4, 8)).astype(np.float32)
+    once = codec.decode(codec.encode(tokens), k=4, d=8)
+    np.testing.assert_allclose(codec.decode(codec.encode(once), k=4, d=8), once, rtol=1e-6)
+
+
+def test_each_int8_token_has_its_own_scale() -> None:
+    codec = get_codec("int8")
+    tokens = np.stack([np.full(8, 1e-3), np.full(8, 1e3), np.zeros(8)])[None].astype(np.float32)
+    np.testing.assert_allclose(codec.decode(codec.encode(tokens), k=3, d=8), tokens, rtol=1e-6)
+
+
+def test_sizes() -> None:
+    assert get_codec("int8").payload_bytes(16, 256) == 16 * (256 + 4)
+    assert get_codec("float16").payload_bytes(16, 256) == 16 * 256 * 2
+
+
+@pytest.mark.parametrize("name", CODEC_NAMES)
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_tokens_that_are_not_finite_are_refused(name: str, value: float) -> None:
+    tokens = np.zeros((2, 3, 4), np.float32)
+    tokens[1, 2, 3] = value
+    with pytest.raises(ModelError, match="not finite"):
+        get_codec(name).encode(tokens)
+
+
+@pytest.mark.parametrize("name", CODEC_NAMES)
+def test_a_payload_of_the_wrong_size_is_refused(name: str) -> None:
+    codec = get_codec(name)
+    payload = codec.encode(np.ones((2, 3, 4), np.float32))
+    for wrong in (payload[:, :-1], payload[0], payload.astype(np.int16)):
+        with pytest.raises(IndexCorruptedError, match="3 tokens of size 4"):
+            codec.decode(wrong, k=3, d=4)
+
+
+@pytest.mark.parametrize(("name", "number"), [("float16", np.float16(np.inf)), ("int8", np.float32(-1))])
+def test_numbers_that_no_encoder_writes_are_refused(name: str, number: np.floating) -> None:
+    codec = get_codec(name)
+    payload = codec.encode(np.ones((1, 3, 4), np.float32))
+    raw = np.frombuffer(number.tobytes(), np.uint8)
+    payload[0, : len(raw)] = raw
+    with pytest.raises(IndexCorruptedError, match="index again"):
+        codec.decode(payload, k=3, d=4)
+
+
+def test_an_unknown_codec_is_refused_by_name() -> None:
+    with pytest.raises(IndexMismatchError, match="'int3'"):
+        get_codec("int3")
