@@ -1,0 +1,152 @@
+"""One LoRA per stage in the base's language model: the only module that touches PEFT, which is imported on first use
+(it takes seconds, and a model without adapters never needs it).
+
+PEFT's ``set_adapter`` freezes the adapter that it switches away from; after a joint loss through both passes that
+adapter would have no gradient, and nothing would say so. :meth:`StageAdapters.activate` therefore restores every
+``requires_grad`` to what it was.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self, get_args
+
+import torch
+from torch import nn
+
+from fwd2bot_index.errors import ModelError
+from fwd2bot_index.types import Stage
+
+STAGES: tuple[Stage, ...] = get_args(Stage)
+_WEIGHTS = "adapter_model.safetensors"
+# PEFT's own folders name every tensor from inside its wrapper; written so that PeftModel.from_pretrained reads ours
+_PEFT_PREFIX = "base_model.model."
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraSettings:
+    """LoRA on every linear layer of the language model (not the vision encoder, the projector or the LM head)."""
+
+    rank: int = 64
+    alpha: float = 128.0
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise ModelError(f"The LoRA rank must be at least 1, not {self.rank}.")
+        if not 0 <= self.dropout < 1:
+            raise ModelError(f"The LoRA dropout must be in [0, 1), not {self.dropout}.")
+
+
+class StageAdapters:
+    """The adapters ``compress`` and ``generate``, injected into ``base``, which stays a plain Hugging Face model."""
+
+    def __init__(self, base: nn.Module, configs: dict[Stage, Any]) -> None:
+        """Inject fresh adapters (B is zero, so that they change nothing yet); ``configs`` are PEFT's, one per stage."""
+        from peft import inject_adapter_in_model
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        self._base = base
+        self._configs = configs
+        trainable = [p for p in base.parameters() if p.requires_grad]
+        with warnings.catch_warnings():  # several adapters in one model are what is wanted here
+            warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")
+            for stage in STAGES:
+                inject_adapter_in_model(configs[stage], base, adapter_name=stage)
+        for parameter in trainable:  # injection freezes the base; whether it trains is the caller's choice
+            parameter.requires_grad_(True)
+        self._layers: list[Any] = [m for m in base.modules() if isinstance(m, BaseTunerLayer)]
+        if not self._layers:
+            raise ModelError("No linear layer of the language model was found to carry an adapter.")
+        self._parameters = [p for stage in STAGES for p in self.parameters(stage)]
+        for parameter in self._parameters:
+            parameter.requires_grad_(True)
+        self.active: Stage | None = STAGES[0]
+        self.activate(None)
+
+    @classmethod
+    def add(cls, base: nn.Module, language_model: str, settings: LoraSettings) -> Self:
+        """Fresh adapters on the linear layers below the module path ``language_model`` of ``base``."""
+        from peft import LoraConfig
+
+        root = base.get_submodule(language_model)
+        leaves = sorted({n.rpartition(".")[2] for n, m in root.named_modules() if isinstance(m, nn.Linear)})
+        target = rf"{re.escape(language_model)}\..*\.({'|'.join(map(re.escape, leaves))})"
+        return cls(
+            base,
+            {
+                stage: LoraConfig(
+                    r=settings.rank, lora_alpha=settings.alpha, lora_dropout=settings.dropout, target_modules=target
+                )
+                for stage in STAGES
+            },
+        )
+
+    @classmethod
+    def load(cls, base: nn.Module, folder: Path) -> Self:
+        """Read ``folder/compress`` and ``folder/generate``; every tensor must have been asked for and be there.
+
+        Raises:
+            ModelError: a folder that is missing or broken, or tensors that do not fit the base.
+        """
+        from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
+        from safetensors.torch import load_file
+
+        try:
+            configs = {stage: LoraConfig.from_pretrained(str(folder / stage)) for stage in STAGES}
+            weights = {stage: load_file(folder / stage / _WEIGHTS) for stage in STAGES}
+        except Exception as e:  # PEFT and safetensors raise many kinds for a broken folder
+            raise ModelError(f"Cannot read the adapters in {folder}: {e}") from e
+        for config in configs.values():
+            config.inference_mode = False
+        adapters = cls(base, configs)
+        for stage in STAGES:
+            state = {name.removeprefix(_PEFT_PREFIX): tensor for name, tensor in weights[stage].items()}
+            expected = get_peft_model_state_dict(base, adapter_name=stage)
+            if wrong := sorted(
+                set(state.keys() | expected.keys())
+                - {n for n in state.keys() & expected.keys() if state[n].shape == expected[n].shape}
+            ):
+                raise ModelError(
+                    f"The {stage} adapter in {folder} does not fit its base model: {len(wrong)} tensors are missing, "
+                    f"unexpected or of another shape, the first {wrong[0]}."
+                )
+            set_peft_model_state_dict(base, state, adapter_name=stage)
+        return adapters
+
+    def save(self, folder: Path) -> None:
+        """Write two PEFT folders, ``folder/compress`` and ``folder/generate``."""
+        from peft import get_peft_model_state_dict
+        from safetensors.torch import save_file
+
+        for stage in STAGES:
+            state = get_peft_model_state_dict(self._base, adapter_name=stage)
+            (folder / stage).mkdir(parents=True, exist_ok=True)
+            save_file(
+                {_PEFT_PREFIX + n: t.detach().cpu().contiguous() for n, t in state.items()}, folder / stage / _WEIGHTS
+            )
+            self._configs[stage].save_pretrained(str(folder / stage))
+
+    def activate(self, stage: Stage | None) -> None:
+        """Make one adapter active, or none (the base alone, exactly). Every ``requires_grad`` stays as it was."""
+        if stage == self.active:
+            return
+        flags = [p.requires_grad for p in self._parameters]
+        for layer in self._layers:
+            if stage is not None:
+                layer.set_adapter(stage)
+            layer.enable_adapters(stage is not None)
+        for parameter, flag in zip(self._parameters, flags, strict=True):
+            parameter.requires_grad_(flag)
+        self.active = stage
+
+    def parameters(self, stage: Stage) -> list[nn.Parameter]:
+        """The LoRA weights of one stage."""
+        return [p for n, p in self._base.named_parameters() if "lora_" in n and f".{stage}." in n]
+
+    def base_state_dict(self) -> dict[str, torch.Tensor]:
+        """The weights of the base under the names that they have without adapters."""
+        return {n.replace(".base_layer.", "."): t for n, t in self._base.state_dict().items() if ".lora_" not in n}

@@ -1,0 +1,201 @@
+"""Where a model lives on disk, what kind it is, and its fingerprint: all that can be known without torch.
+
+Notable choices:
+
+- A hub model that is in the cache already is used as it is there, without asking the hub: start-up stays fast, and an
+  index is not torn by an upstream change. ``hf download NAME`` fetches a newer one.
+- Files above 64 MiB are hashed by their header and 64 evenly spaced blocks, so that the fingerprint of a 7B model costs
+  a few milliseconds. It guards against mistakes, not against an adversary.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from fwd2bot_index.config import CompressorConfig
+from fwd2bot_index.errors import ModelError
+
+DEFAULT_MODEL = "default"
+DEFAULT_MODEL_PATH = Path(__file__).parent / "default_model"
+SUMMARY_TOKENS_FILE = "summary_tokens.safetensors"
+BASE_FOLDER = "base"
+ADAPTERS_FOLDER = "adapters"
+
+# what decides the outputs: settings, weights, tokenizer, chat template
+_PATTERNS = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")
+_WHOLE_FILE_LIMIT = 64 * 2**20
+_BLOCK = 64 * 2**10
+_NUM_BLOCKS = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A model that was found: nothing of it is loaded yet."""
+
+    name: str
+    """As a person would type it after ``--model``."""
+    revision: str | None
+    """Commit of the hub repository; None for a folder."""
+    folder: Path
+    """The Fwd2Bot checkpoint, or the plain LVLM itself."""
+    base_folder: Path
+    """The base LVLM: inside ``folder``, the same as ``folder`` (training-free), or elsewhere."""
+    config: CompressorConfig
+
+    def fingerprint(self) -> str:
+        """Hash of everything that decides what this model writes into an index; 32 hex digits.
+
+        The number of tokens of a training-free model is part of it; a trained one has it in its ``config.json``.
+        """
+        digest = hashlib.blake2b(digest_size=16)
+        digest.update(f"{self.config.mode} {self.config.num_summary_tokens}\n".encode())
+        for path, label in self._files():
+            digest.update(f"{label} {path.stat().st_size}\n".encode())
+            for block in _blocks(path):
+                digest.update(block)
+        return digest.hexdigest()
+
+    def _files(self) -> Iterator[tuple[Path, str]]:
+        """Files to hash, each with a label that does not depend on where the folder is."""
+        folders = [("", self.folder)]
+        if self.base_folder != self.folder:
+            folders.append(("base/", self.base_folder))
+        if self.config.adapters:
+            folders += [(f"{f.name}/", f) for f in sorted((self.folder / ADAPTERS_FOLDER).glob("*")) if f.is_dir()]
+        for label, folder in folders:
+            for path in sorted({p for pattern in _PATTERNS for p in folder.glob(pattern) if p.is_file()}):
+                yield path, label + path.name
+
+
+def resolve(
+    name_or_path: str | Path | None = None, *, revision: str | None = None, num_summary_tokens: int | None = None
+) -> Checkpoint:
+    """Find a model: None or ``default`` is the bundled one, then a folder, then a hub id (cached, or downloaded).
+
+    A folder with ``summary_tokens.safetensors`` is a trained checkpoint; anything else is taken for a plain LVLM, used
+    training-free. ``num_summary_tokens`` is the number of pooled tokens of a training-free model (default 16).
+
+    Raises:
+        ModelError: not found, no network, no safetensors, or a number of tokens for a model that fixed its own.
+    """
+    if name_or_path is None or str(name_or_path) == DEFAULT_MODEL:
+        name, folder, revision = DEFAULT_MODEL, DEFAULT_MODEL_PATH, None
+        if not (folder / "config.json").is_file():
+            raise ModelError(
+                "The bundled default model is missing from this installation; reinstall fwd2bot, "
+                "or name a model (for example --model Qwen/Qwen3-VL-2B-Instruct)."
+            )
+    else:
+        name = str(name_or_path)
+        folder, revision = _locate(name, revision)
+    if not (folder / SUMMARY_TOKENS_FILE).is_file():
+        config = CompressorConfig.training_free(name, revision=revision)
+        if num_summary_tokens is not None:
+            config = replace(config, num_summary_tokens=num_summary_tokens)
+        return Checkpoint(name=name, revision=revision, folder=folder, base_folder=folder, config=config)
+
+    config = CompressorConfig.read(folder / "config.json")
+    if num_summary_tokens not in (None, config.num_summary_tokens):
+        raise ModelError(
+            f"{name} was trained to write {config.num_summary_tokens} summary tokens; "
+            "their number can be chosen only for a plain LVLM without Fwd2Bot training."
+        )
+    base_folder = folder / BASE_FOLDER
+    if config.base_model != BASE_FOLDER:
+        base_folder, _ = _locate(config.base_model, config.base_revision)
+    return Checkpoint(name=name, revision=revision, folder=folder, base_folder=base_folder, config=config)
+
+
+def model_fingerprint(
+    name_or_path: str | Path | None = None, *, revision: str | None = None, num_summary_tokens: int | None = None
+) -> str:
+    """The fingerprint that :class:`fwd2bot_index.model.Fwd2BotModel` would have, without loading it or importing
+    torch."""
+    return resolve(name_or_path, revision=revision, num_summary_tokens=num_summary_tokens).fingerprint()
+
+
+def _locate(name: str, revision: str | None) -> tuple[Path, str | None]:
+    """The folder of a model and, for one from the hub, its commit."""
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise ModelError(f"{name} is a folder without config.json, so it holds no model.")
+        _require_safetensors(folder, name)
+        return folder, None
+    if folder.is_absolute() or name.startswith(("./", "../", "~")) or name.count("/") > 1:
+        raise ModelError(f"There is no model folder {name}; check the path.")
+    snapshot = _snapshot(name, revision)
+    return snapshot, snapshot.name
+
+
+def _snapshot(name: str, revision: str | None) -> Path:
+    """A hub model's folder in the cache; downloaded where it is missing or incomplete."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    advice = "check the name and the network (HF_HUB_OFFLINE must not be set), or give the path of a model folder"
+    try:
+        cached = Path(snapshot_download(name, revision=revision, local_files_only=True))
+        if _is_complete(cached):
+            return cached
+    except LocalEntryNotFoundError:
+        pass
+    except HFValidationError as e:
+        raise ModelError(f"There is no model {name!r}: neither a folder nor a valid hub id; {advice}.") from e
+    try:
+        downloaded = Path(snapshot_download(name, revision=revision, allow_patterns=list(_PATTERNS)))
+    except GatedRepoError as e:
+        raise ModelError(
+            f"The hub model {name} is gated: accept its terms on its page, then run `hf auth login`."
+        ) from e
+    except RevisionNotFoundError as e:
+        raise ModelError(f"The hub model {name} has no revision {revision!r}; check the name of the revision.") from e
+    except (RepositoryNotFoundError, LocalEntryNotFoundError, OSError) as e:  # every error of the network is an OSError
+        raise ModelError(f"The model {name} is neither in the cache nor to be had from the hub; {advice}.") from e
+    _require_safetensors(downloaded, name)
+    return downloaded
+
+
+def _is_complete(folder: Path) -> bool:
+    """Whether the settings and all the shards are there (an interrupted download leaves a snapshot with holes)."""
+    if not (folder / "config.json").is_file():
+        return False
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        return any(folder.glob("*.safetensors"))
+    try:
+        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (ValueError, KeyError, AttributeError):
+        return False
+    return all((folder / shard).is_file() for shard in shards)
+
+
+def _require_safetensors(folder: Path, name: str) -> None:
+    if not any(folder.glob("*.safetensors")):
+        raise ModelError(
+            f"{name} has no safetensors weights; other formats can run code when loaded, so they are not read."
+        )
+
+
+def _blocks(path: Path) -> Iterator[bytes]:
+    """The whole of a small file; of a big one its first block (the header) and 64 blocks evenly spaced to the end."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        if size <= _WHOLE_FILE_LIMIT:
+            while block := file.read(2**20):
+                yield block
+            return
+        for i in range(_NUM_BLOCKS + 1):
+            file.seek((size - _BLOCK) * i // _NUM_BLOCKS, os.SEEK_SET)
+            yield file.read(_BLOCK)

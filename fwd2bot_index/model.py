@@ -1,0 +1,642 @@
+"""The double-pass model (Fwd2Bot, arXiv 2503.21757): an LVLM whose own LLM compresses a picture into K summary tokens.
+
+First pass:  [prompt][N image tokens][K summary positions] -> last hidden states at the K positions: the summary tokens.
+Second pass: [prompt with the K summary tokens in the picture's place] -> answer.
+
+Notable choices:
+
+- Both passes are one forward of the family's own multimodal model, in which a hook at the door of its LLM replaces rows
+  of ``inputs_embeds``. So positions, masks, token types and deepstack stay the family's own, and no family is copied
+  here.
+- All rows are padded on the left: summary positions and answers come last, aligned over the batch.
+- What the first pass keeps are its last hidden states *after* the LLM's final norm, with no projection, as published.
+- *Training-free*: a plain LVLM writes the 2-D averages of its projected image tokens instead, and embeds pictures and
+  texts by the last hidden state of a prompt for a one-word summary (E5-V, arXiv 2407.12580). One forward gives both.
+
+Shapes: B batch, K summary tokens, N image tokens, T positions, C completions, D hidden size, E embedding size, V
+vocabulary.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import lru_cache
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from PIL import Image, ImageOps
+from torch import nn
+from torch.nn import functional as F
+
+from fwd2bot_index import prompts
+from fwd2bot_index.checkpoints import (
+    ADAPTERS_FOLDER,
+    BASE_FOLDER,
+    SUMMARY_TOKENS_FILE,
+    Checkpoint,
+    resolve,
+)
+from fwd2bot_index.config import CompressorConfig
+from fwd2bot_index.errors import ImageError, InputError, ModelError
+from fwd2bot_index.families import Family, Grid, check_image_tokens, family_of
+from fwd2bot_index.regions import grid_weights, region_weights
+from fwd2bot_index.types import ImageInput, Mode, Stage, SummaryTokens
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from fwd2bot_index.adapters import LoraSettings, StageAdapters
+
+_INITIAL_TEMPERATURE = 0.07
+
+
+@dataclass(frozen=True, kw_only=True)
+class FirstPassBatch:
+    """Pictures, ready for the first pass; tensors are on the model's device."""
+
+    pixels: dict[str, torch.Tensor]
+    """Inputs of the vision part, as the family's image processor names them."""
+    input_ids: torch.Tensor
+    """[B, T], left-padded: the prompt with each picture's placeholders."""
+    attention_mask: torch.Tensor
+    """[B, T]."""
+    grids: list[Grid]
+    """Rows and columns of each picture's image tokens."""
+
+
+class Fwd2BotModel(nn.Module):
+    """An LVLM with learned summary tokens and an adapter per stage; satisfies
+    :class:`fwd2bot_index.types.Compressor`."""
+
+    def __init__(
+        self, base: PreTrainedModel, processor: Any, config: CompressorConfig, *, checkpoint: Checkpoint | None = None
+    ) -> None:
+        """Prefer :meth:`from_pretrained` (inference) or :meth:`from_base` (training)."""
+        super().__init__()
+        self.config = config
+        self.base = base
+        self.processor = processor
+        self.family: Family = family_of(base.config)
+        self._checkpoint = checkpoint
+        self._fingerprint: str | None = None
+        self._adapters: StageAdapters | None = None
+        self._language_model: list[nn.Module] = [
+            base.get_submodule(self.family.language_model)
+        ]  # a list: not a submodule
+        self._image_token: int = base.config.image_token_id
+        tokenizer = processor.tokenizer
+        self._padding: int = next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
+        self._image_prompt = lru_cache(maxsize=4096)(self._make_image_prompt)
+
+        self.queries: nn.Parameter | None = None
+        """[K, D]: what stands at the summary positions (plus the regions' averages); None when training-free."""
+        self.text_query: nn.Parameter | None = None
+        """[1, D]: the position whose state embeds a text."""
+        self.logit_scale: nn.Parameter | None = None
+        """Log of 1 / temperature of the contrastive loss."""
+        self.image_head: nn.Linear | None = None
+        self.text_head: nn.Linear | None = None
+        if config.mode == "trained":
+            device, dim = base.device, self.token_dim
+            # as large as the rows that the LLM is used to
+            scale = base.get_input_embeddings().weight.detach().float().std().item()
+            self.queries = nn.Parameter(torch.randn(config.num_summary_tokens, dim, device=device) * scale)
+            self.text_query = nn.Parameter(torch.randn(1, dim, device=device) * scale)
+            self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / _INITIAL_TEMPERATURE), device=device))
+            if config.embedding_dim is not None:
+                self.image_head = nn.Linear(dim, config.embedding_dim, bias=False, device=device)
+                self.text_head = nn.Linear(dim, config.embedding_dim, bias=False, device=device)
+        self._check_layout()
+
+    # ---- from and to disk ----
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | Path | None = None,
+        *,
+        revision: str | None = None,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | None = None,
+        num_summary_tokens: int | None = None,
+    ) -> Self:
+        """Load for inference: the bundled model (None or ``default``), a checkpoint folder, or any supported LVLM.
+
+        A plain LVLM is used training-free and then writes ``num_summary_tokens`` pooled tokens (default 16). The device
+        is CUDA where there is one; the dtype bfloat16 there and float32 on a CPU.
+
+        Raises:
+            ModelError: not found, no network, broken files, or a family that cannot work; one sentence, what to do.
+        """
+        checkpoint = resolve(name_or_path, revision=revision, num_summary_tokens=num_summary_tokens)
+        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
+        base, processor = _load_base(checkpoint, dtype)
+        model = cls(base, processor, checkpoint.config, checkpoint=checkpoint)
+        if checkpoint.config.mode == "trained":
+            model._load_summary_tokens(checkpoint.folder / SUMMARY_TOKENS_FILE)
+        if checkpoint.config.adapters:
+            from fwd2bot_index.adapters import StageAdapters
+
+            model._adapters = StageAdapters.load(base, checkpoint.folder / ADAPTERS_FOLDER)
+        return model.to(device).eval()
+
+    @classmethod
+    def from_base(
+        cls, base: PreTrainedModel, processor: Any, config: CompressorConfig, *, lora: LoraSettings | None
+    ) -> Self:
+        """Fresh queries, heads and (with ``lora``) stage adapters around a loaded base, for training.
+
+        Which parameters of ``base`` train is left as it is.
+
+        Raises:
+            ModelError: ``config.adapters`` says one thing and ``lora`` another.
+        """
+        if config.adapters != (lora is not None):
+            raise ModelError("config.adapters must be True exactly when LoRA settings are given.")
+        model = cls(base, processor, config)
+        if lora is not None:
+            from fwd2bot_index.adapters import StageAdapters
+
+            model._adapters = StageAdapters.add(base, model.family.language_model, lora)
+        return model
+
+    def save_pretrained(self, path: str | Path) -> None:
+        """Write a checkpoint folder; ``config.json`` comes last, so that a folder that has one is whole.
+
+        Raises:
+            ModelError: a training-free model: there is nothing trained to save.
+        """
+        if self.config.mode != "trained":
+            raise ModelError("A training-free model has nothing to save beyond its base.")
+        from safetensors.torch import save_file
+
+        folder = Path(path)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.json").unlink(missing_ok=True)
+        if self.config.base_model == BASE_FOLDER:
+            shutil.rmtree(folder / BASE_FOLDER, ignore_errors=True)
+            state = self._adapters.base_state_dict() if self._adapters else self.base.state_dict()
+            self.base.save_pretrained(folder / BASE_FOLDER, state_dict=state)
+            self.processor.save_pretrained(folder / BASE_FOLDER)
+        if self._adapters:
+            self._adapters.save(folder / ADAPTERS_FOLDER)
+        save_file(self._summary_state(), folder / SUMMARY_TOKENS_FILE)
+        self.config.write(folder / "config.json")
+
+    def _summary_state(self) -> dict[str, torch.Tensor]:
+        """All that is learned outside the base and the adapters."""
+        own = {n: p for n, p in self.named_parameters() if not n.startswith("base.")}
+        return {n: p.detach().cpu().contiguous() for n, p in own.items()}
+
+    def _load_summary_tokens(self, path: Path) -> None:
+        from safetensors.torch import load_file
+
+        try:
+            state = load_file(path)
+        except Exception as e:  # safetensors raises its own kind, and OSError
+            raise ModelError(f"Cannot read {path}: {e}") from e
+        own = {n: p for n, p in self.named_parameters() if not n.startswith("base.")}
+        if {n: t.shape for n, t in state.items()} != {n: p.shape for n, p in own.items()}:
+            raise ModelError(f"{path} does not fit its config.json: it must hold {', '.join(sorted(own))}.")
+        with torch.no_grad():
+            for name, parameter in own.items():
+                parameter.copy_(state[name])
+
+    def _check_layout(self) -> None:
+        """Compare the descriptor with what this very processor does, so that a surprise is an error and never a wrong
+        row."""
+        image = _blank_image()
+        _, grids = self.family.process_images(self.processor, [image], self.base.config)
+        if not self.family.tiles_always:
+            check_image_tokens(self.family, self._image_prompt(self.config.compress_prompt).num_image_tokens, grids[0])
+
+    # ---- what it is ----
+
+    @property
+    def name(self) -> str:
+        """As a person would type it after ``--model``; ``default`` for the bundled one."""
+        return self._checkpoint.name if self._checkpoint else "unsaved"
+
+    @property
+    def revision(self) -> str | None:
+        return self._checkpoint.revision if self._checkpoint else None
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of weights and settings: two models with one fingerprint write the same index.
+
+        Raises:
+            ModelError: a model in training, which was not loaded from disk.
+        """
+        if self._checkpoint is None:
+            raise ModelError("This model was not loaded from disk, so it has no fingerprint: save it, then load it.")
+        if self._fingerprint is None:
+            self._fingerprint = self._checkpoint.fingerprint()
+        return self._fingerprint
+
+    @property
+    def mode(self) -> Mode:
+        return self.config.mode
+
+    @property
+    def num_summary_tokens(self) -> int:
+        return self.config.num_summary_tokens
+
+    @property
+    def token_dim(self) -> int:
+        return int(self.base.config.get_text_config().hidden_size)
+
+    @property
+    def embedding_dim(self) -> int:
+        return self.config.embedding_dim or self.token_dim
+
+    @property
+    def device(self) -> torch.device:
+        return self.base.device
+
+    # ---- inference ----
+
+    @torch.inference_mode()
+    def compress(self, images: Sequence[ImageInput], *, num_tokens: int | None = None) -> SummaryTokens:
+        """One batch of pictures into tokens [B, K, D] and embeddings [B, E] (float32, unit length).
+
+        ``num_tokens`` gives fewer (training-free: other) tokens than the model's own number. A trained causal LLM gives
+        with k' the first k' tokens of a run with K; pooled tokens are no such prefix.
+
+        Raises:
+            ImageError: a file that is no picture.
+        """
+        batch = self.prepare_images(images)
+        if self.config.mode == "trained":
+            tokens = self.first_pass(batch, num_tokens=num_tokens)
+            return SummaryTokens(tokens=tokens.float(), embedding=self.embed_tokens(tokens))
+        k = num_tokens or self.num_summary_tokens
+        pooled: list[torch.Tensor] = []
+
+        def pool(embeds: torch.Tensor) -> torch.Tensor:
+            pooled.append(self._average_image_rows(embeds, batch, k, grid_weights))
+            return embeds
+
+        states = self._run(batch.input_ids, batch.attention_mask, edit=pool, pixels=batch.pixels)
+        embedding = F.normalize(states[:, -1].float(), dim=-1)
+        return SummaryTokens(tokens=pooled[0].float(), embedding=embedding)
+
+    @torch.inference_mode()
+    def embed_text(self, texts: Sequence[str]) -> torch.Tensor:
+        """[B, E], float32, unit length: to be compared with the embeddings of pictures by dot product."""
+        return self.encode_text(texts)
+
+    @torch.inference_mode()
+    def generate(self, tokens: torch.Tensor, prompt: str | Sequence[str], *, max_new_tokens: int = 32) -> list[str]:
+        """Answer a prompt (one for all, or one each) about each row of ``tokens`` [B, K, D]; greedy decoding."""
+        if max_new_tokens < 1:
+            raise InputError(f"max_new_tokens must be at least 1, not {max_new_tokens}.")
+        tokens = tokens.to(self.device)
+        ids, mask = self.prepare_prompts(prompt, len(tokens), num_tokens=tokens.shape[1])
+        stop = torch.tensor(self._stop_tokens(), device=self.device)
+        with self.stage("generate"):
+            output = self._second(tokens, ids, mask, use_cache=True, logits_to_keep=1)
+            answer = output.logits[:, -1].argmax(-1, keepdim=True)
+            finished = torch.isin(answer[:, -1], stop)
+            while answer.shape[1] < max_new_tokens and not finished.all():
+                mask = F.pad(mask, (0, 1), value=1)
+                output = self._continue(answer[:, -1:], mask, output.past_key_values)
+                token = output.logits[:, -1].argmax(-1).masked_fill(finished, self._padding)
+                answer = torch.cat([answer, token[:, None]], dim=1)
+                finished |= torch.isin(token, stop)
+        return [self._decode(row, set(stop.tolist())) for row in answer.tolist()]
+
+    @torch.inference_mode()
+    def loglikelihood(
+        self, tokens: torch.Tensor, prompt: str | Sequence[str], completions: Sequence[str]
+    ) -> torch.Tensor:
+        """[B, C], float32: log-probability of each completion after the prompt, summed over its tokens.
+
+        A completion is tokenized alone, without special tokens, and appended to the prompt's ids. The prompt is
+        computed once; a completion of a single token costs nothing more.
+        """
+        tokens = tokens.to(self.device)
+        ids, mask = self.prepare_prompts(prompt, len(tokens), num_tokens=tokens.shape[1])
+        scores = []
+        with self.stage("generate"):
+            output = self._second(tokens, ids, mask, use_cache=True, logits_to_keep=1)
+            first = F.log_softmax(output.logits[:, -1].float(), dim=-1)
+            for completion in completions:
+                c = torch.tensor(prompts.completion_ids(self.processor, completion), device=self.device)
+                score = first[:, c[0]]
+                if len(c) > 1:
+                    rest = self._continue(
+                        c[:-1].expand(len(tokens), -1),
+                        F.pad(mask, (0, len(c) - 1), value=1),
+                        copy.deepcopy(output.past_key_values),
+                    )
+                    after = F.log_softmax(rest.logits.float(), dim=-1)
+                    score = score + after.gather(-1, c[1:].expand(len(tokens), -1)[..., None]).sum((1, 2))
+                scores.append(score)
+        return torch.stack(scores, dim=1)
+
+    # ---- the passes, with gradient ----
+
+    def gradient_checkpointing_enable(self) -> None:
+        """Checkpoint the LLM's layers; each is recomputed in ``backward`` under the adapter that its forward ran
+        with."""
+
+        def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+            stage = self._adapters.active if self._adapters else None
+            return nullcontext(), self.stage(stage)
+
+        self.base.gradient_checkpointing_enable({"use_reentrant": False, "context_fn": contexts})
+
+    @contextmanager
+    def stage(self, stage: Stage | None) -> Iterator[None]:
+        """Inside, the adapter of ``stage`` is active (None: the base alone); afterwards the one from before.
+
+        ``requires_grad`` stays as it was, for both adapters. Gradient checkpointing recomputes with whichever adapter
+        is active at the time of ``backward``: switch it on by :meth:`gradient_checkpointing_enable`, which knows.
+        """
+        if self._adapters is None:
+            yield
+            return
+        before = self._adapters.active
+        self._adapters.activate(stage)
+        try:
+            yield
+        finally:
+            self._adapters.activate(before)
+
+    def prepare_images(self, images: Sequence[ImageInput]) -> FirstPassBatch:
+        """Decode (RGB, upright), preprocess and lay out a batch of pictures for the first pass."""
+        if not images:
+            raise InputError("There are no pictures to compress.")
+        pixels, grids = self.family.process_images(self.processor, [_rgb(i) for i in images], self.base.config)
+        prompt = self._image_prompt(self.config.compress_prompt)
+        rows = [prompt.ids(self._image_token, self.family.num_image_tokens(grid)) for grid in grids]
+        ids, mask = prompts.pad_left(rows, padding=self._padding)
+        return FirstPassBatch(
+            pixels={n: t.to(self.device) for n, t in pixels.items()},
+            input_ids=ids.to(self.device),
+            attention_mask=mask.to(self.device),
+            grids=grids,
+        )
+
+    def first_pass(self, batch: FirstPassBatch, *, num_tokens: int | None = None) -> torch.Tensor:
+        """[B, K, D]: last hidden states at the K summary positions (the first ``num_tokens`` of them), under
+        ``compress``."""
+        if self.queries is None:
+            raise ModelError("A training-free model has no summary positions; use compress().")
+        k = num_tokens or self.num_summary_tokens
+        if not 1 <= k <= len(self.queries):
+            raise InputError(f"The model has {len(self.queries)} summary tokens; {num_tokens} were asked for.")
+        queries = self.queries[:k]
+
+        def place_queries(embeds: torch.Tensor) -> torch.Tensor:
+            rows = queries.to(embeds.dtype).expand(len(embeds), -1, -1)
+            if self.config.queries == "region":
+                rows = rows + self._average_image_rows(embeds[:, :-k], batch, k, region_weights)
+            return torch.cat([embeds[:, :-k], rows], dim=1)
+
+        ids, mask = self._append_positions(batch.input_ids, batch.attention_mask, k)
+        with self.stage("compress"):
+            states = self._run(ids, mask, edit=place_queries, pixels=batch.pixels, suffix=k)
+        return states[:, -k:]
+
+    def embed_tokens(self, tokens: torch.Tensor) -> torch.Tensor:
+        """[B, E], float32, unit length: the mean of the summary tokens [B, K, D] through the image head, if there is
+        one."""
+        return _unit(tokens.float().mean(dim=1), self.image_head)
+
+    def encode_text(self, texts: Sequence[str]) -> torch.Tensor:
+        """[B, E], float32, unit length, with gradient: last hidden state of the text prompt, under ``compress``.
+
+        A trained model reads it at one learned position after the prompt, through the text head if there is one.
+        """
+        if not texts:
+            raise InputError("There are no texts to embed.")
+        rows = [
+            prompts.text_prompt_ids(self.processor, self.family, self.config.text_prompt.replace("{text}", text))
+            for text in texts
+        ]
+        ids, mask = (t.to(self.device) for t in prompts.pad_left(rows, padding=self._padding))
+        query = self.text_query
+        if query is None:
+            return _unit(self._run(ids, mask)[:, -1].float(), None)
+
+        def place_query(embeds: torch.Tensor) -> torch.Tensor:
+            return torch.cat([embeds[:, :-1], query.to(embeds.dtype).expand(len(embeds), -1, -1)], dim=1)
+
+        ids, mask = self._append_positions(ids, mask, 1)
+        with self.stage("compress"):
+            states = self._run(ids, mask, edit=place_query, suffix=1)
+        return _unit(states[:, -1].float(), self.text_head)
+
+    def prepare_prompts(
+        self, prompt: str | Sequence[str], batch_size: int, *, num_tokens: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """``input_ids`` and ``attention_mask`` [B, T] of the second pass, left-padded, with ``num_tokens``
+        placeholders."""
+        each = [prompt] * batch_size if isinstance(prompt, str) else list(prompt)
+        if len(each) != batch_size or not each:
+            raise InputError(f"{len(each)} prompts were given for {batch_size} pictures.")
+        rows = [self._image_prompt(p).ids(self._image_token, num_tokens) for p in each]
+        ids, mask = prompts.pad_left(rows, padding=self._padding)
+        return ids.to(self.device), mask.to(self.device)
+
+    def second_pass(
+        self,
+        tokens: torch.Tensor,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        *,
+        suffix: int = 0,
+        logits_to_keep: int = 0,
+    ) -> torch.Tensor:
+        """[B, T, V]: logits of the LLM reading ``tokens`` [B, K, D] in the place of the picture, under ``generate``.
+
+        ``input_ids`` has K image placeholders in each row (see :meth:`prepare_prompts`); the last ``suffix`` positions
+        are an answer, which families with a bidirectional prefix must read causally. ``logits_to_keep`` > 0 computes
+        the logits of that many last positions only.
+        """
+        with self.stage("generate"):
+            output = self._second(
+                tokens, input_ids, attention_mask, suffix=suffix, use_cache=False, logits_to_keep=logits_to_keep
+            )
+        return output.logits
+
+    def _second(
+        self,
+        tokens: torch.Tensor,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        *,
+        suffix: int = 0,
+        use_cache: bool,
+        logits_to_keep: int,
+    ) -> Any:
+        places = input_ids == self._image_token
+        if int(places.sum()) != tokens.shape[0] * tokens.shape[1] or tokens.shape[-1] != self.token_dim:
+            raise InputError(
+                f"Summary tokens of shape {tuple(tokens.shape)} do not fit {int(places.sum())} placeholders of "
+                f"{self.token_dim} dimensions."
+            )
+
+        def place_tokens(embeds: torch.Tensor) -> torch.Tensor:
+            return embeds.masked_scatter(places[..., None], tokens.to(embeds.dtype))
+
+        with self._editing(place_tokens):
+            return self.base(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                # 1-D for every family: summary tokens are a sequence, not a grid. Given explicitly, because Qwen would
+                # otherwise reuse the rope deltas of its last picture.
+                position_ids=self._positions(attention_mask),
+                use_cache=use_cache,
+                logits_to_keep=logits_to_keep,
+                **self._token_types(input_ids, suffix=suffix),
+            )
+
+    def _continue(self, ids: torch.Tensor, mask: torch.Tensor, cache: Any) -> Any:
+        """One more step of the second pass: ``ids`` [B, S] after what is in ``cache``; ``mask`` [B, T] covers both."""
+        return self.base(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=self._positions(mask)[:, -ids.shape[1] :],
+            past_key_values=cache,
+            use_cache=True,
+        )
+
+    def _run(
+        self,
+        ids: torch.Tensor,
+        mask: torch.Tensor,
+        *,
+        edit: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        pixels: dict[str, torch.Tensor] | None = None,
+        suffix: int = 0,
+    ) -> torch.Tensor:
+        """[B, T, D]: last hidden states of the base, without its LM head; ``edit`` sees the rows that enter the LLM."""
+        extra: dict[str, Any] = {**(pixels or {}), **self._token_types(ids, suffix=suffix)}
+        if self.family.mrope and pixels:
+            extra["mm_token_type_ids"] = (ids == self._image_token).int()
+        else:
+            extra["position_ids"] = self._positions(mask)
+        with self._editing(edit or (lambda embeds: embeds)):
+            output = self.base.model(input_ids=ids, attention_mask=mask, use_cache=False, **extra)
+        return output.last_hidden_state
+
+    @contextmanager
+    def _editing(self, edit: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[None]:
+        def hook(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+            return args, {**kwargs, "inputs_embeds": edit(kwargs["inputs_embeds"])}
+
+        handle = self._language_model[0].register_forward_pre_hook(hook, with_kwargs=True)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def _token_types(self, ids: torch.Tensor, *, suffix: int) -> dict[str, torch.Tensor]:
+        match self.family.token_types:
+            case "image":
+                return {"token_type_ids": (ids == self._image_token).long()}
+            case "suffix":
+                types = torch.zeros_like(ids)
+                types[:, ids.shape[1] - suffix :] = 1
+                return {"token_type_ids": types}
+            case _:
+                return {}
+
+    def _positions(self, mask: torch.Tensor) -> torch.Tensor:
+        """[B, T]: counted from the first token that is not padding."""
+        return (mask.cumsum(-1) - 1).clamp(min=0) + self.family.first_position
+
+    def _append_positions(self, ids: torch.Tensor, mask: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Room for k rows at the end; which id stands there does not matter, as long as it is no image token."""
+        return F.pad(ids, (0, k), value=self._padding), F.pad(mask, (0, k), value=1)
+
+    def _average_image_rows(
+        self,
+        embeds: torch.Tensor,
+        batch: FirstPassBatch,
+        k: int,
+        weights_of: Callable[[int, int, int], torch.Tensor],
+    ) -> torch.Tensor:
+        """[B, k, D]: weighted averages of each picture's image rows in ``embeds`` [B, T, D]."""
+        rows = []
+        for row, ids, (height, width) in zip(embeds, batch.input_ids, batch.grids, strict=True):
+            image = row[ids == self._image_token][: height * width]
+            weights = weights_of(k, height, width).to(embeds)
+            rows.append(weights @ image)
+        return torch.stack(rows)
+
+    # ---- prompts and answers ----
+
+    def _make_image_prompt(self, prompt: str) -> prompts.ImagePrompt:
+        return prompts.image_prompt(
+            self.processor, self.family, prompt, image=_blank_image(), image_token=self._image_token
+        )
+
+    def _stop_tokens(self) -> list[int]:
+        """Chat models end a turn with another token than their tokenizer's EOS: both stop."""
+        generation = getattr(self.base, "generation_config", None)
+        configured = getattr(generation, "eos_token_id", None)
+        ids = configured if isinstance(configured, list) else [configured]
+        return sorted({i for i in [*ids, self.processor.tokenizer.eos_token_id] if i is not None})
+
+    def _decode(self, ids: list[int], stop: set[int]) -> str:
+        end = next((i for i, token in enumerate(ids) if token in stop), len(ids))
+        return str(self.processor.tokenizer.decode(ids[:end], skip_special_tokens=True)).strip()
+
+
+def _unit(states: torch.Tensor, head: nn.Linear | None) -> torch.Tensor:
+    return F.normalize(head(states) if head is not None else states, dim=-1)
+
+
+def _blank_image() -> Image.Image:
+    return Image.new("RGB", (64, 64), (128, 128, 128))
+
+
+def _rgb(image: ImageInput) -> Image.Image:
+    """Decode a picture: RGB, upright."""
+    if not isinstance(image, Image.Image):
+        source = BytesIO(image) if isinstance(image, bytes) else image
+        try:
+            image = Image.open(source)
+            image.load()
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:
+            raise ImageError(f"not a readable picture: {e}") from e
+    return ImageOps.exif_transpose(image).convert("RGB")
+
+
+def _load_base(checkpoint: Checkpoint, dtype: torch.dtype) -> tuple[PreTrainedModel, Any]:
+    """The base LVLM and its processor, from the folder where they were found."""
+    from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+
+    folder = checkpoint.base_folder
+    try:
+        config = AutoConfig.from_pretrained(folder)
+    except (OSError, ValueError, KeyError) as e:
+        raise ModelError(f"{checkpoint.name} cannot be loaded: its config.json is not understood ({e}).") from e
+    family_of(config)
+    try:
+        base = AutoModelForImageTextToText.from_pretrained(folder, config=config, dtype=dtype)
+        processor = AutoProcessor.from_pretrained(folder)
+    except ImportError as e:
+        raise ModelError(
+            f"{checkpoint.name} needs a package that is not installed: {e} Try `pip install 'fwd2bot[hub]'`."
+        ) from e
+    except (OSError, ValueError, RuntimeError) as e:
+        raise ModelError(f"{checkpoint.name} cannot be loaded: {e}") from e
+    if getattr(processor, "image_processor", None) is None:
+        raise ModelError(
+            f"The image processor of {checkpoint.name} could not be loaded; "
+            "for hub models, `pip install 'fwd2bot[hub]'` adds what it may need."
+        )
+    return base, processor

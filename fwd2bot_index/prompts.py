@@ -1,0 +1,97 @@
+"""From a question to token ids, in each model's own chat format.
+
+A prompt with a picture becomes :class:`ImagePrompt`: the ids before and after the run of image placeholders. Both
+passes are built from it: N placeholders for the picture itself, K for its summary tokens, and the family's own tokens
+around them (``<|vision_start|>``, ``<start_of_image>``, ...) stay where the processor puts them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from fwd2bot_index.errors import ModelError
+from fwd2bot_index.families import Family
+
+
+@dataclass(frozen=True)
+class ImagePrompt:
+    """Token ids of a prompt around its picture."""
+
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+    num_image_tokens: int
+    """Placeholders that the processor put for the picture it was given."""
+
+    def ids(self, image_token: int, count: int) -> list[int]:
+        """The whole prompt with ``count`` placeholders."""
+        return [*self.before, *[image_token] * count, *self.after]
+
+
+def image_prompt(processor: Any, family: Family, prompt: str, *, image: Any, image_token: int) -> ImagePrompt:
+    """Tokenize one user turn of a picture and ``prompt``, ready for the answer.
+
+    The processor runs on a real picture (any will do), because only it knows what it puts around the placeholders.
+
+    Raises:
+        ModelError: no chat template, or a layout other than one run of placeholders.
+    """
+    text = render(processor, family, prompt, with_image=True)
+    settings = {k: v(processor.image_processor) if callable(v) else v for k, v in family.image_settings.items()}
+    encoded = processor(text=[text], images=[image], **_special_tokens(processor, text), **settings)
+    ids = [int(i) for i in encoded["input_ids"][0]]
+    if image_token not in ids:
+        raise ModelError("The chat template of this model leaves no place for a picture.")
+    start, count = ids.index(image_token), ids.count(image_token)
+    if ids[start : start + count] != [image_token] * count:
+        raise ModelError("This model interleaves its image tokens with others; that layout is not supported.")
+    return ImagePrompt(tuple(ids[:start]), tuple(ids[start + count :]), count)
+
+
+def text_prompt_ids(processor: Any, family: Family, prompt: str) -> list[int]:
+    """Token ids of one user turn without a picture, ready for the answer."""
+    text = render(processor, family, prompt, with_image=False)
+    return list(processor.tokenizer(text, **_special_tokens(processor, text))["input_ids"])
+
+
+def completion_ids(processor: Any, completion: str) -> list[int]:
+    """Token ids of an answer, to be appended to those of its prompt: tokenized alone, without special tokens."""
+    ids = list(processor.tokenizer(completion, add_special_tokens=False)["input_ids"])
+    if not ids:
+        raise ModelError(f"The completion {completion!r} has no tokens, so it has no likelihood.")
+    return ids
+
+
+def render(processor: Any, family: Family, prompt: str, *, with_image: bool) -> str:
+    """The text of one user turn with the answer's opening: by the chat template, else by the family's plain format."""
+    if getattr(processor, "chat_template", None) or getattr(processor.tokenizer, "chat_template", None):
+        content = [{"type": "text", "text": prompt}]
+        if with_image:
+            content.insert(0, {"type": "image"})
+        templated = processor if getattr(processor, "chat_template", None) else processor.tokenizer
+        messages = [{"role": "user", "content": content}]
+        return str(templated.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+    plain = family.plain_prompt if with_image else family.plain_text
+    if plain is None:
+        raise ModelError(
+            f"This {family.model_type} model has no chat template, so there is no telling how to ask it; "
+            "use its instruction-tuned version."
+        )
+    return plain.replace("{prompt}", prompt)
+
+
+def pad_left(rows: Sequence[Sequence[int]], *, padding: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """``input_ids`` and ``attention_mask``, both [B, T]: last tokens aligned, so that what follows them is too."""
+    longest = max(len(row) for row in rows)
+    ids = torch.tensor([[padding] * (longest - len(row)) + list(row) for row in rows], dtype=torch.long)
+    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], dtype=torch.long)
+    return ids, mask
+
+
+def _special_tokens(processor: Any, text: str) -> dict[str, bool]:
+    """Many templates write <bos> themselves; the tokenizer must not add another."""
+    bos = getattr(processor.tokenizer, "bos_token", None)
+    return {"add_special_tokens": False} if bos and text.startswith(bos) else {}
