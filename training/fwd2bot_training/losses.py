@@ -1,0 +1,40 @@
+"""The two losses of Fwd2Bot (arXiv 2503.21757). They know nothing of the trainer.
+
+Shapes: B batch, E embedding size, L labelled positions, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+
+def autoregressive(logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
+    """Next-token cross entropy after the second pass, in nats.
+
+    Args:
+        logits: [L, V], the prediction *of* each labelled token.
+        labels: [L], the tokens.
+        weights: [L], relative weight of each token; None: all alike.
+    Returns:
+        [] the weighted mean; a uniform prediction gives log V.
+    """
+    losses = F.cross_entropy(logits.float(), labels, reduction="none")
+    if weights is None:
+        return losses.mean()
+    return (losses * weights).sum() / weights.sum()
+
+
+def info_nce(images: torch.Tensor, texts: torch.Tensor, logit_scale: torch.Tensor) -> torch.Tensor:
+    """Symmetric InfoNCE after the first pass (CLIP's form, arXiv 2103.00020), in nats.
+
+    Args:
+        images, texts: [B, E] unit length; row i of one belongs to row i of the other.
+        logit_scale: [] log of the inverse temperature; its exponential is capped at 100, as in CLIP.
+    Returns:
+        [] the mean of both directions; embeddings that tell nothing apart give log B.
+    """
+    scale = logit_scale.exp().clamp(max=100.0)
+    logits = scale * images.float() @ texts.float().T
+    target = torch.arange(len(logits), device=logits.device)
+    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2

@@ -1,0 +1,166 @@
+"""What one training step computes: a picture batch in, named losses out. The trainer adds them up and steps.
+
+`PretrainObjective` teaches an ordinary LVLM (answers from all image tokens) and, on the side, makes its one-word-summary
+states comparable between pictures and texts. `CompressObjective` is Fwd2Bot's double pass.
+
+Shapes: B pictures, N image tokens, K summary tokens, D hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from fwd2bot_index.config import CompressorConfig
+from fwd2bot_training import losses
+from fwd2bot_training.data import Example
+from fwd2bot_training.packing import Packed, pack, run_packed
+
+if TYPE_CHECKING:
+    from fwd2bot_index.model import Fwd2BotModel
+
+TRAINING_FREE = CompressorConfig.training_free("base")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """One collated batch; made in the loader's process."""
+
+    step: int
+    source: str
+    images: torch.Tensor
+    """[B, 3, H, W] uint8."""
+    packed: Packed
+    captions: list[str] | None
+    """One for each picture, or None: no contrastive loss in this batch."""
+
+
+@dataclass(kw_only=True)
+class StepLosses:
+    total: torch.Tensor
+    parts: dict[str, float] = field(default_factory=dict)
+    """For the log: losses in nats and shares, by name."""
+
+
+def collate(
+    step: int, source: str, examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, *, probes: Sequence[str]
+) -> Batch:
+    captions = [e.caption for e in examples if e.caption is not None]
+    contrastive = len(captions) == len(examples)
+    return Batch(
+        step=step,
+        source=source,
+        images=torch.from_numpy(np.stack([e.image for e in examples])).permute(0, 3, 1, 2).contiguous(),
+        packed=pack([e.segments for e in examples], tokenizer, probes=probes if contrastive else ()),
+        captions=captions if contrastive else None,
+    )
+
+
+def to_pixels(images: torch.Tensor) -> torch.Tensor:
+    """[B, 3, H, W] uint8 -> float in [-1, 1]: what the small LLaVA's image processor makes of a picture of its size."""
+    return images.float().div_(127.5).sub_(1.0)
+
+
+def _answer_loss(lm_head: torch.nn.Module, hidden: torch.Tensor, packed: Packed) -> tuple[torch.Tensor, dict[str, float]]:
+    """The AR loss over the labelled positions, and each kind's token accuracy for the log."""
+    logits = lm_head(hidden.flatten(0, 1)[packed.predict])
+    loss = losses.autoregressive(logits, packed.labels, packed.weights)
+    with torch.no_grad():
+        right = (logits.argmax(-1) == packed.labels).float()
+        parts = {
+            f"acc/{kind}": float(right[packed.label_kind == i].mean())
+            for i, kind in enumerate(packed.kinds)
+        }
+    return loss, {"ar": float(loss.detach()), **parts}
+
+
+def encode_texts(language_model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> torch.Tensor:
+    """[B, D] unit length: last hidden state of each text behind the tokenizer's BOS. Right padding: causal attention
+    never sees it."""
+    rows = [[tokenizer.bos_token_id, *tokenizer.encode(t, add_special_tokens=False)] for t in texts]
+    lengths = torch.tensor([len(r) for r in rows])
+    width = int(lengths.max())
+    ids = torch.tensor([r + [tokenizer.pad_token_id] * (width - len(r)) for r in rows])
+    hidden = language_model(input_ids=ids, use_cache=False).last_hidden_state
+    return F.normalize(hidden[torch.arange(len(rows)), lengths - 1], dim=-1)
+
+
+class PretrainObjective(torch.nn.Module):
+    """An ordinary LVLM: AR loss from all image tokens, plus InfoNCE between the one-word-summary states.
+
+    ``contrastive_weight`` 0 turns the second part, and its text pass, off.
+    """
+
+    probes = (TRAINING_FREE.compress_prompt,)
+
+    def __init__(self, base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, contrastive_weight: float) -> None:
+        super().__init__()
+        self.base = base
+        self.tokenizer = tokenizer
+        self.contrastive_weight = contrastive_weight
+        self.logit_scale = torch.nn.Parameter(torch.tensor(float(np.log(1 / 0.07))))
+
+    def forward(self, batch: Batch) -> StepLosses:
+        model = self.base.model
+        features = torch.stack(list(model.get_image_features(to_pixels(batch.images)).pooler_output))
+        hidden = run_packed(model.language_model, wrap(model.language_model, self.tokenizer, features), batch.packed)
+        total, parts = _answer_loss(self.base.lm_head, hidden, batch.packed)
+        if batch.captions is not None and self.contrastive_weight:
+            images = F.normalize(hidden[torch.arange(len(hidden)), batch.packed.last[:, 0]], dim=-1)
+            prompts = [TRAINING_FREE.text_prompt.format(text=c) + "\n" for c in batch.captions]
+            texts = encode_texts(model.language_model, self.tokenizer, prompts)
+            contrast = losses.info_nce(images, texts, self.logit_scale)
+            total = total + self.contrastive_weight * contrast
+            parts["nce"] = float(contrast.detach())
+        return StepLosses(total=total, parts=parts)
+
+
+def wrap(language_model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, tokens: torch.Tensor) -> torch.Tensor:
+    """[B, 1+K+1, D]: ``<bos>{tokens}\\n``, the beginning of the small LLaVA's chat format."""
+    ids = torch.tensor([tokenizer.bos_token_id, *tokenizer.encode("\n", add_special_tokens=False)])
+    around = language_model.get_input_embeddings()(ids)[:, None, None].expand(-1, len(tokens), 1, -1)
+    return torch.cat([around[0], tokens, around[1]], dim=1)
+
+
+class CompressObjective(torch.nn.Module):
+    """The double pass: AR loss after the second pass, symmetric InfoNCE after the first (arXiv 2503.21757).
+
+    Each step draws one prefix length k' from ``prefixes`` for the second pass, so that the first k' of the stored tokens
+    answer alone; the embedding pools all K. Gradients flow through the summary tokens into the first pass.
+    """
+
+    probes = ()
+
+    def __init__(
+        self, model: Fwd2BotModel, *, contrastive_weight: float, prefixes: Sequence[int], seed: int
+    ) -> None:
+        super().__init__()
+        if not prefixes or not all(1 <= k <= model.num_summary_tokens for k in prefixes):
+            raise ValueError(f"prefixes must be between 1 and {model.num_summary_tokens}: {prefixes}")
+        self.model = model
+        self.tokenizer = model.processor.tokenizer
+        self.contrastive_weight = contrastive_weight
+        self.prefixes = tuple(prefixes)
+        self.seed = seed
+
+    def forward(self, batch: Batch) -> StepLosses:
+        model = self.model
+        tokens = model.first_pass(model.prepare_pixels(to_pixels(batch.images)))
+        k = self.prefixes[int(np.random.default_rng([self.seed, batch.step]).integers(len(self.prefixes)))]
+        language_model = model.base.model.language_model
+        with model.stage("generate"):
+            prefix = wrap(language_model, self.tokenizer, tokens[:, :k])
+            hidden = run_packed(language_model, prefix, batch.packed)
+        total, parts = _answer_loss(model.base.lm_head, hidden, batch.packed)
+        if batch.captions is not None and self.contrastive_weight:
+            texts = model.encode_text(batch.captions)
+            contrast = losses.info_nce(model.embed_tokens(tokens), texts, model.logit_scale)
+            total = total + self.contrastive_weight * contrast
+            parts["nce"] = float(contrast.detach())
+        return StepLosses(total=total, parts=parts)

@@ -1,0 +1,81 @@
+"""Train the base LVLM of the bundled model from scratch.
+
+    python -m fwd2bot_training.pretrain --data ../shared/data --out runs/base --steps 3000
+
+Run the same command again to resume; ``--steps`` may change as long as the decay has not begun. The result, a plain
+Hugging Face LLaVA, is in ``runs/base/model``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import AutoTokenizer
+
+from fwd2bot_training import small_llava
+from fwd2bot_training.data import Mixture
+from fwd2bot_training.objectives import PretrainObjective
+from fwd2bot_training.trainer import TrainConfig, Trainer
+
+MIXTURE = {
+    "scenes": 0.60,
+    "flickr8k": 0.20,
+    "cifar100": 0.06,
+    "visual7w": 0.06,
+    "easy_vqa": 0.04,
+    "shapes": 0.02,
+    "daquar": 0.02,
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="fwd2bot_training.pretrain", description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, help="folder with flickr8k/, visual7w/, ... (not needed with --scenes-only)")
+    parser.add_argument("--scenes-only", action="store_true", help="train on rendered scenes alone")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the log, the state and the model")
+    parser.add_argument("--steps", type=int, required=True)
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--decay", type=float, default=0.3, help="share of the steps with a falling learning rate")
+    parser.add_argument("--contrastive-weight", type=float, default=0.2)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args(argv)
+
+    torch.manual_seed(args.seed)
+    config = small_llava.SmallLlavaConfig()
+    weights = {"scenes": 1.0} if args.scenes_only else MIXTURE
+    mixture = Mixture.from_weights(
+        weights, data=args.data, image_size=config.image_size, seed=args.seed, batch_size=args.batch_size
+    )
+    model_folder = args.out / "model"
+    if (model_folder / "tokenizer.json").exists():
+        tokenizer = AutoTokenizer.from_pretrained(model_folder)
+    else:
+        texts = mixture.texts(np.random.default_rng(args.seed))
+        tokenizer = small_llava.train_tokenizer(texts, vocab_size=config.vocab_size)
+        tokenizer.save_pretrained(model_folder)
+    base = small_llava.make_model(tokenizer, config)
+
+    def export() -> None:
+        base.save_pretrained(model_folder)
+        small_llava.make_processor(tokenizer, config).save_pretrained(model_folder)
+
+    trainer = Trainer(
+        PretrainObjective(base, tokenizer, contrastive_weight=args.contrastive_weight),
+        mixture,
+        TrainConfig(steps=args.steps, lr=args.lr, decay=args.decay),
+        args.out,
+        export=export,
+    )
+    if trainer.resume():
+        print(f"resumed at step {trainer.step}", file=sys.stderr)
+    trainer.run()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
