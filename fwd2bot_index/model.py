@@ -46,6 +46,7 @@ from fwd2bot_index.checkpoints import (
 from fwd2bot_index.config import CompressorConfig
 from fwd2bot_index.errors import ImageError, InputError, ModelError
 from fwd2bot_index.families import Family, Grid, check_image_tokens, family_of
+from fwd2bot_index.processors import load_processor
 from fwd2bot_index.regions import grid_weights, region_weights
 from fwd2bot_index.types import ImageInput, Mode, Stage, SummaryTokens
 
@@ -304,12 +305,12 @@ class Fwd2BotModel(nn.Module):
         stop = torch.tensor(self._stop_tokens(), device=self.device)
         with self.stage("generate"):
             output = self._second(tokens, ids, mask, use_cache=True, logits_to_keep=1)
-            answer = output.logits[:, -1].argmax(-1, keepdim=True)
+            answer = self._best(output.logits)[:, None]
             finished = torch.isin(answer[:, -1], stop)
             while answer.shape[1] < max_new_tokens and not finished.all():
                 mask = F.pad(mask, (0, 1), value=1)
                 output = self._continue(answer[:, -1:], mask, output.past_key_values)
-                token = output.logits[:, -1].argmax(-1).masked_fill(finished, self._padding)
+                token = self._best(output.logits).masked_fill(finished, self._padding)
                 answer = torch.cat([answer, token[:, None]], dim=1)
                 finished |= torch.isin(token, stop)
         return [self._decode(row, set(stop.tolist())) for row in answer.tolist()]
@@ -353,7 +354,7 @@ class Fwd2BotModel(nn.Module):
             stage = self._adapters.active if self._adapters else None
             return nullcontext(), self.stage(stage)
 
-        self.base.gradient_checkpointing_enable({"use_reentrant": False, "context_fn": contexts})
+        self.base.activation_checkpointing_enable({"use_reentrant": False, "context_fn": contexts})
 
     @contextmanager
     def stage(self, stage: Stage | None) -> Iterator[None]:
@@ -590,6 +591,12 @@ class Fwd2BotModel(nn.Module):
         ids = configured if isinstance(configured, list) else [configured]
         return sorted({i for i in [*ids, self.processor.tokenizer.eos_token_id] if i is not None})
 
+    def _best(self, logits: torch.Tensor) -> torch.Tensor:
+        """[B]: the likeliest next token after the last position of [B, T, V]; an image placeholder is no word."""
+        last = logits[:, -1].clone()
+        last[:, self._image_token : self._image_token + 1] = -torch.inf
+        return last.argmax(-1)
+
     def _decode(self, ids: list[int], stop: set[int]) -> str:
         end = next((i for i, token in enumerate(ids) if token in stop), len(ids))
         return str(self.processor.tokenizer.decode(ids[:end], skip_special_tokens=True)).strip()
@@ -617,7 +624,7 @@ def _rgb(image: ImageInput) -> Image.Image:
 
 def _load_base(checkpoint: Checkpoint, dtype: torch.dtype) -> tuple[PreTrainedModel, Any]:
     """The base LVLM and its processor, from the folder where they were found."""
-    from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+    from transformers import AutoConfig, AutoModelForImageTextToText
 
     folder = checkpoint.base_folder
     try:
@@ -627,7 +634,7 @@ def _load_base(checkpoint: Checkpoint, dtype: torch.dtype) -> tuple[PreTrainedMo
     family_of(config)
     try:
         base = AutoModelForImageTextToText.from_pretrained(folder, config=config, dtype=dtype)
-        processor = AutoProcessor.from_pretrained(folder)
+        processor = load_processor(folder, config)
     except ImportError as e:
         raise ModelError(
             f"{checkpoint.name} needs a package that is not installed: {e} Try `pip install 'fwd2bot[hub]'`."

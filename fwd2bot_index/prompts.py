@@ -67,13 +67,22 @@ def completion_ids(processor: Any, completion: str) -> list[int]:
 
 def render(processor: Any, family: Family, prompt: str, *, with_image: bool) -> str:
     """The text of one user turn with the answer's opening: by the chat template, else by the family's plain format."""
-    if getattr(processor, "chat_template", None) or getattr(processor.tokenizer, "chat_template", None):
+    template = getattr(processor, "chat_template", None) or getattr(processor.tokenizer, "chat_template", None)
+    if isinstance(template, dict):
+        template = template["default"]
+    if template:
         content = [{"type": "text", "text": prompt}]
         if with_image:
             content.insert(0, {"type": "image"})
-        templated = processor if getattr(processor, "chat_template", None) else processor.tokenizer
-        messages = [{"role": "user", "content": content}]
-        return str(templated.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+        # by the tokenizer: processors of video models insist on their video part here
+        return str(
+            processor.tokenizer.apply_chat_template(
+                [{"role": "user", "content": content}],
+                chat_template=template,
+                tokenize=False,
+                add_generation_prompt=True,
+            )
+        )
     plain = family.plain_prompt if with_image else family.plain_text
     if plain is None:
         raise ModelError(

@@ -7,7 +7,7 @@ so a grid need not be divisible, and a cell is never empty even where there are 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 
 import torch
@@ -26,14 +26,15 @@ def region_weights(k: int, height: int, width: int) -> torch.Tensor:
     (exactly where the grid is divisible). Within a level the regions come so that any prefix is spread over the
     picture.
     """
-    return torch.stack([_cell(row, col, side, side, height, width) for row, col, side in _take(k)])
+    return _stack(_take(k), height, width)
 
 
+@lru_cache(maxsize=256)
 def grid_weights(k: int, height: int, width: int) -> torch.Tensor:
     """[k, height*width]: 2-D adaptive average pooling to k cells, row-major; see :func:`grid_shape` for their
     layout."""
     rows, cols = grid_shape(k, height, width)
-    return torch.stack([_cell(r, c, rows, cols, height, width) for r in range(rows) for c in range(cols)])
+    return _stack(((r, c, rows, cols) for r in range(rows) for c in range(cols)), height, width)
 
 
 def grid_shape(k: int, height: int, width: int) -> tuple[int, int]:
@@ -42,9 +43,13 @@ def grid_shape(k: int, height: int, width: int) -> tuple[int, int]:
     return min(shapes, key=lambda s: abs(math.log(s[0] * width / (s[1] * height))))
 
 
-def _take(k: int) -> Iterator[tuple[int, int, int]]:
-    """The first k regions as (row, column, cells per side)."""
-    yield 0, 0, 1
+Cell = tuple[int, int, int, int]
+"""Row and column of a cell, rows and columns of the grid that it belongs to."""
+
+
+def _take(k: int) -> Iterator[Cell]:
+    """The first k regions."""
+    yield 0, 0, 1, 1
     taken, side = 1, 1
     while taken < k:
         parents = _spread(side)
@@ -52,7 +57,7 @@ def _take(k: int) -> Iterator[tuple[int, int, int]]:
         for quadrant in ("top left", "top right", "bottom left"):
             down, right = _QUADRANTS[quadrant]
             for row, col in parents[: k - taken]:
-                yield 2 * row + down, 2 * col + right, side
+                yield 2 * row + down, 2 * col + right, side, side
             taken = min(k, taken + len(parents))
 
 
@@ -61,6 +66,12 @@ def _spread(side: int) -> list[tuple[int, int]]:
     if side == 1:
         return [(0, 0)]
     return [(2 * r + down, 2 * c + right) for down, right in _QUADRANTS.values() for r, c in _spread(side // 2)]
+
+
+def _stack(cells: Iterable[Cell], height: int, width: int) -> torch.Tensor:
+    # kept in a cache, so not as inference tensors: a training step after an evaluation could not use those
+    with torch.inference_mode(False):
+        return torch.stack([_cell(*cell, height, width) for cell in cells])
 
 
 def _cell(row: int, col: int, rows: int, cols: int, height: int, width: int) -> torch.Tensor:

@@ -1,0 +1,386 @@
+"""The double pass, on every family: tiny random models of the real architectures."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import tiny_models
+import torch
+from torch.nn import functional as F
+
+from fwd2bot_index.adapters import LoraSettings
+from fwd2bot_index.config import CompressorConfig, Queries
+from fwd2bot_index.errors import ImageError, InputError, ModelError
+from fwd2bot_index.model import Fwd2BotModel
+from fwd2bot_index.regions import region_weights
+from fwd2bot_index.types import Compressor
+
+K = 6
+TEXTS = ["a dog", "two red circles left of a blue square", "x"]
+SIZES = [(40, 40), (70, 40), (30, 90)]
+every_family = pytest.mark.parametrize("family", tiny_models.FAMILIES)
+
+
+def trained(family: str, *, queries: Queries = "region", lora: bool = True, **settings: int) -> Fwd2BotModel:
+    """A model as after training: adapters that do something, heads, everything random."""
+    base, processor = tiny_models.build(family)
+    config = CompressorConfig(num_summary_tokens=K, queries=queries, adapters=lora, embedding_dim=16, **settings)
+    model = Fwd2BotModel.from_base(base, processor, config, lora=LoraSettings(rank=4, alpha=8) if lora else None)
+    with torch.no_grad():
+        for name, parameter in model.base.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.1)
+    return model.eval()
+
+
+def training_free(family: str, folder: Path, **settings: int) -> Fwd2BotModel:
+    base, processor = tiny_models.build(family)
+    base.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return Fwd2BotModel.from_pretrained(folder, **settings)
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> Iterator[None]:
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    yield
+    logging.enable_progress_bar()
+
+
+@every_family
+def test_saved_and_loaded_is_the_same(family: str, tmp_path: Path) -> None:
+    model = trained(family)
+    pictures = tiny_models.pictures(3, sizes=SIZES)
+    before = model.compress(pictures)
+    model.save_pretrained(tmp_path)
+    loaded = Fwd2BotModel.from_pretrained(tmp_path)
+    assert isinstance(loaded, Compressor)
+    after = loaded.compress(pictures)
+    assert torch.equal(after.tokens, before.tokens)
+    assert torch.equal(after.embedding, before.embedding)
+    assert torch.equal(loaded.embed_text(TEXTS), model.embed_text(TEXTS))
+    assert torch.equal(
+        loaded.loglikelihood(before.tokens, "what?", ["yes", "no"]),
+        model.loglikelihood(before.tokens, "what?", ["yes", "no"]),
+    )
+    assert loaded.generate(before.tokens, "what?", max_new_tokens=4) == model.generate(
+        before.tokens, "what?", max_new_tokens=4
+    )
+    assert (loaded.mode, loaded.num_summary_tokens, loaded.embedding_dim) == ("trained", K, 16)
+    scores = model.loglikelihood(before.tokens, "what?", ["yes"])
+    for name, parameter in model.base.named_parameters():  # both adapters matter: without them it says something else
+        if "lora_B" in name:
+            parameter.data.zero_()
+    assert not torch.allclose(model.compress(pictures).tokens, before.tokens, atol=1e-2)
+    assert not torch.allclose(model.loglikelihood(before.tokens, "what?", ["yes"]), scores, atol=1e-2)
+
+
+@every_family
+def test_training_free_round_trip(family: str, tmp_path: Path) -> None:
+    """Loaded from its folder, the base gives what the base in memory gives by its own means."""
+    model = training_free(family, tmp_path, num_summary_tokens=4)
+    assert (model.mode, model.num_summary_tokens, model.embedding_dim) == ("training-free", 4, tiny_models.HIDDEN)
+    pictures = tiny_models.pictures(3, sizes=SIZES)
+    summary = model.compress(pictures)
+    assert summary.tokens.shape == (3, 4, tiny_models.HIDDEN)
+    torch.testing.assert_close(summary.embedding.norm(dim=-1), torch.ones(3))
+    torch.testing.assert_close(model.embed_text(TEXTS).norm(dim=-1), torch.ones(3))
+
+    base, _ = tiny_models.build(family)
+    for picture, tokens in zip(pictures, summary.tokens, strict=True):
+        batch = model.prepare_images([picture])
+        height, width = batch.grids[0]
+        with torch.no_grad():
+            kwargs = {k: v for k, v in batch.pixels.items() if k != "pixel_attention_mask"}
+            features = base.model.get_image_features(**kwargs).pooler_output
+        features = torch.cat(list(features)) if not isinstance(features, torch.Tensor) else features
+        grid = features.reshape(-1, tiny_models.HIDDEN)[: height * width].T.reshape(1, -1, height, width)
+        shape = {(4, 4): (2, 2), (2, 2): (2, 2), (2, 4): (1, 4), (6, 2): (4, 1)}[height, width]
+        expected = F.adaptive_avg_pool2d(grid, shape)[0].flatten(1).T
+        torch.testing.assert_close(tokens, expected, atol=1e-5, rtol=1e-5)
+
+
+@every_family
+def test_batched_equals_one_by_one(family: str, tmp_path: Path) -> None:
+    """Pictures of several sizes and prompts of several lengths, so that rows are padded."""
+    pictures = tiny_models.pictures(3, sizes=SIZES)
+    for model in (trained(family), training_free(family, tmp_path)):
+        together = model.compress(pictures)
+        alone = [model.compress([p]) for p in pictures]
+        torch.testing.assert_close(torch.cat([a.tokens for a in alone]), together.tokens, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(torch.cat([a.embedding for a in alone]), together.embedding, atol=1e-4, rtol=1e-4)
+        texts = torch.cat([model.embed_text([t]) for t in TEXTS])
+        torch.testing.assert_close(texts, model.embed_text(TEXTS), atol=1e-4, rtol=1e-4)
+
+        tokens = together.tokens
+        scores = model.loglikelihood(tokens, TEXTS, ["yes", "no idea"])
+        each = [model.loglikelihood(tokens[i : i + 1], TEXTS[i], ["yes", "no idea"]) for i in range(3)]
+        torch.testing.assert_close(torch.cat(each), scores, atol=1e-3, rtol=1e-4)
+        answers = model.generate(tokens, TEXTS, max_new_tokens=6)
+        assert answers == [model.generate(tokens[i : i + 1], TEXTS[i], max_new_tokens=6)[0] for i in range(3)]
+        assert len(set(answers)) > 1
+
+
+@every_family
+def test_second_pass_is_a_plain_forward_with_the_tokens_in_the_image_positions(family: str) -> None:
+    model = trained(family, lora=False)
+    tokens = torch.randn(2, K, tiny_models.HIDDEN, generator=torch.Generator().manual_seed(0))
+    ids, mask = model.prepare_prompts("what is it?", 2, num_tokens=K)
+    assert mask.all()
+    image_token = model.base.config.image_token_id
+    with torch.no_grad():
+        logits = model.second_pass(tokens, ids, mask)
+        embeds = model.base.get_input_embeddings()(ids.where(ids != image_token, 0))
+        embeds[ids == image_token] = tokens.flatten(0, 1)
+        types = {}
+        if family == "paligemma":
+            types["token_type_ids"] = torch.zeros_like(ids)
+        if family == "gemma3":
+            types["token_type_ids"] = (ids == image_token).long()
+        plain = model.base(inputs_embeds=embeds, attention_mask=mask, **types).logits
+    torch.testing.assert_close(logits, plain, atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(logits[0, -1], logits[1, -1], atol=1e-2)  # the tokens are read
+
+
+@every_family
+def test_generate_is_what_whole_forwards_say(family: str) -> None:
+    """The cache changes nothing: every next token is the best one of a forward over all that is before it."""
+    model = trained(family)
+    tokens = model.compress(tiny_models.pictures(2)).tokens
+    model._stop_tokens = list  # type: ignore[method-assign]  # random models may stop at once
+    answers = model.generate(tokens, "what is it?", max_new_tokens=5)
+    ids, mask = model.prepare_prompts("what is it?", 2, num_tokens=K)
+    for step in range(5):
+        with torch.no_grad():
+            logits = model.second_pass(tokens, ids, mask, suffix=step, logits_to_keep=1)
+        ids = torch.cat([ids, model._best(logits)[:, None]], dim=1)
+        mask = F.pad(mask, (0, 1), value=1)
+    assert answers == [model._decode(row, set()) for row in ids[:, -5:].tolist()]
+
+
+@every_family
+def test_loglikelihood_is_what_whole_forwards_say(family: str) -> None:
+    model = trained(family)
+    tokens = model.compress(tiny_models.pictures(2)).tokens
+    scores = model.loglikelihood(tokens, "what is it?", ["y", "a red dog"])
+    for column, completion in enumerate(["y", "a red dog"]):
+        answer = model.processor.tokenizer(completion, add_special_tokens=False)["input_ids"]
+        assert len(answer) == len(completion)
+        ids, mask = model.prepare_prompts("what is it?", 2, num_tokens=K)
+        ids = torch.cat([ids, torch.tensor([answer, answer])], dim=1)
+        mask = F.pad(mask, (0, len(answer)), value=1)
+        with torch.no_grad():
+            logits = model.second_pass(tokens, ids, mask, suffix=len(answer))
+        steps = logits[:, -len(answer) - 1 : -1].log_softmax(-1)
+        expected = steps.gather(-1, torch.tensor([answer, answer])[..., None]).sum((1, 2))
+        torch.testing.assert_close(scores[:, column], expected, atol=1e-3, rtol=1e-4)
+
+
+@every_family
+@pytest.mark.parametrize("queries", ["constant", "region"])
+def test_first_tokens_of_a_run_are_a_shorter_run(family: str, queries: Queries) -> None:
+    """Every family here reads its summary positions causally: PaliGemma too, whose prefix is bidirectional, because
+    they stand after it; Gemma 3 too, which is bidirectional only between image tokens."""
+    model = trained(family, queries=queries)
+    pictures = tiny_models.pictures(3, sizes=SIZES)
+    whole = model.compress(pictures).tokens
+    for k in (1, 4):
+        shorter = model.compress(pictures, num_tokens=k).tokens
+        torch.testing.assert_close(shorter, whole[:, :k], atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(whole[:, 0], whole[:, 1], atol=1e-2)
+
+
+@every_family
+def test_answers_are_read_causally(family: str) -> None:
+    """A later token of the answer must not change the logits before it (PaliGemma's prefix is bidirectional)."""
+    model = trained(family)
+    tokens = model.compress(tiny_models.pictures(1)).tokens
+    ids, mask = model.prepare_prompts("what is it?", 1, num_tokens=K)
+    ids, mask = F.pad(ids, (0, 3), value=7), F.pad(mask, (0, 3), value=1)
+    other = ids.clone()
+    other[:, -1] = 9
+    with torch.no_grad():
+        a, b = (model.second_pass(tokens, i, mask, suffix=3) for i in (ids, other))
+    torch.testing.assert_close(a[:, :-1], b[:, :-1])
+    assert not torch.allclose(a[:, -1], b[:, -1], atol=1e-3)
+
+
+@every_family
+def test_one_joint_backward_reaches_both_adapters(family: str) -> None:
+    model = trained(family).train()
+    for parameter in model.base.parameters():
+        parameter.requires_grad_(False)
+    for name, parameter in model.base.named_parameters():
+        if "lora_" in name:
+            parameter.requires_grad_(True)
+    tokens = model.first_pass(model.prepare_images(tiny_models.pictures(2)))
+    ids, mask = model.prepare_prompts("what is it?", 2, num_tokens=K)
+    logits = model.second_pass(tokens, ids, mask)
+    contrast = model.embed_tokens(tokens) @ model.encode_text(["a", "b"]).T
+    (logits[:, -1].logsumexp(-1).sum() + contrast.trace()).backward()  # type: ignore[no-untyped-call]
+    assert model._adapters is not None
+    for stage in ("compress", "generate"):
+        parameters = model._adapters.parameters(stage)
+        assert len(parameters) == 2 * 7 * 2  # A and B of seven linear layers in two layers
+        assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in parameters), stage
+    for name in ("queries", "text_query"):
+        assert getattr(model, name).grad.abs().sum() > 0
+    assert all(p.grad is None for n, p in model.base.named_parameters() if "lora_" not in n)
+
+
+@every_family
+def test_image_tokens_are_a_row_major_grid(family: str) -> None:
+    """A change in one corner of the picture changes the tokens of that corner: so regions are where they claim to
+    be."""
+    base, processor = tiny_models.build(family)
+    for name, parameter in base.named_parameters():  # vision layers without attention see nothing but their own patch
+        if re.search(r"vis.*(out_proj|attn\.proj|projection_layer)", name):
+            parameter.data.zero_()
+    model = Fwd2BotModel(base, processor, CompressorConfig.training_free("tiny"))
+    picture = tiny_models.pictures(1, sizes=[(96, 64)])[0]
+    height, width = model.prepare_images([picture]).grids[0]
+    reference = _image_rows(model, picture)[: height * width]
+    for left, top, row, column in ((0, 0, 0, 0), (64, 0, 0, -1), (0, 48, -1, 0), (64, 48, -1, -1)):
+        changed = picture.copy()
+        changed.paste((255, 0, 0), (left, top, left + 32, top + 16))
+        difference = (_image_rows(model, changed)[: height * width] - reference).norm(dim=-1).reshape(height, width)
+        assert difference[row, column] > 0.1
+        assert difference[-1 - row].abs().max() < 1e-4  # the opposite row
+        assert difference[:, -1 - column].abs().max() < 1e-4
+
+
+def _image_rows(model: Fwd2BotModel, picture: object) -> torch.Tensor:
+    rows = []
+    batch = model.prepare_images([picture])  # type: ignore[list-item]
+
+    def keep(embeds: torch.Tensor) -> torch.Tensor:
+        rows.append(embeds[0][batch.input_ids[0] == model.base.config.image_token_id])
+        return embeds
+
+    with torch.no_grad():
+        model._run(batch.input_ids, batch.attention_mask, edit=keep, pixels=batch.pixels)
+    return rows[0]
+
+
+def test_without_adapters_the_base_is_exactly_itself() -> None:
+    base, _ = tiny_models.build("llava")
+    ids = torch.arange(10, 20)[None]
+    with torch.no_grad():
+        before = base(input_ids=ids).logits
+    model = trained("llava")
+    with torch.no_grad(), model.stage(None):
+        assert torch.equal(model.base(input_ids=ids).logits, before)
+    with torch.no_grad():
+        assert torch.equal(model.base(input_ids=ids).logits, before)  # outside of any stage as well
+        with model.stage("compress"):
+            compress = model.base(input_ids=ids).logits
+            with model.stage("generate"):
+                generate = model.base(input_ids=ids).logits
+            assert torch.equal(model.base(input_ids=ids).logits, compress)
+    assert not torch.allclose(compress, before, atol=1e-2)
+    assert not torch.allclose(compress, generate, atol=1e-2)
+
+
+def test_gradient_checkpointing_recomputes_under_the_right_adapter() -> None:
+    gradients = []
+    for checkpointing in (False, True):
+        model = trained("llava").train()
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+        tokens = model.first_pass(model.prepare_images(tiny_models.pictures(2)))
+        ids, mask = model.prepare_prompts("what is it?", 2, num_tokens=K)
+        model.second_pass(tokens, ids, mask)[:, -1].logsumexp(-1).sum().backward()  # type: ignore[no-untyped-call]
+        gradients.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, atol=1e-5, rtol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("queries", ["constant", "region"])
+def test_rows_at_the_summary_positions(queries: Queries) -> None:
+    """Learned embeddings alone, or those plus the averages of the picture's regions."""
+    model = trained("llava", queries=queries)
+    entered = []
+    layer = model.base.model.language_model.layers[0]
+    hook = layer.register_forward_pre_hook(lambda module, args: entered.append(args[0].detach()))
+    batch = model.prepare_images(tiny_models.pictures(2))
+    model.first_pass(batch)
+    hook.remove()
+    assert model.queries is not None
+    expected = model.queries.detach().expand(2, -1, -1)
+    if queries == "region":
+        image = entered[0][:, :-K][batch.input_ids == model.base.config.image_token_id].reshape(2, 16, -1)
+        expected = expected + region_weights(K, 4, 4) @ image
+        assert not torch.allclose(expected[0], expected[1], atol=1e-2)
+    torch.testing.assert_close(entered[0][:, -K:], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_picture_may_be_a_path_bytes_or_pillow(tmp_path: Path) -> None:
+    model = trained("llava")
+    picture = tiny_models.pictures(1)[0]
+    path = tmp_path / "p.png"
+    picture.save(path)
+    results = [model.compress([p]).tokens for p in (picture, path, str(path), path.read_bytes())]
+    assert all(torch.equal(r, results[0]) for r in results)
+
+
+def test_a_photo_is_turned_upright(tmp_path: Path) -> None:
+    from PIL import Image
+
+    model = trained("llava")
+    picture = tiny_models.pictures(1, sizes=[(48, 32)])[0]
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: show rotated by 90 degrees clockwise
+    path = tmp_path / "turned.png"
+    picture.transpose(Image.Transpose.ROTATE_90).save(path, exif=exif)
+    assert torch.equal(model.compress([path]).tokens, model.compress([picture]).tokens)
+
+
+def test_bad_input_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    model = trained("llava")
+    tokens = model.compress(tiny_models.pictures(2)).tokens
+    (tmp_path / "no.png").write_text("no picture")
+    with pytest.raises(ImageError, match="not a readable picture"):
+        model.compress([tmp_path / "no.png"])
+    with pytest.raises(InputError, match="no pictures"):
+        model.compress([])
+    with pytest.raises(InputError, match="no texts"):
+        model.embed_text([])
+    with pytest.raises(InputError, match="6 summary tokens; 7"):
+        model.compress(tiny_models.pictures(1), num_tokens=7)
+    with pytest.raises(InputError, match="3 prompts were given for 2 pictures"):
+        model.generate(tokens, ["a", "b", "c"])
+    with pytest.raises(InputError, match="max_new_tokens"):
+        model.generate(tokens, "a", max_new_tokens=0)
+    with pytest.raises(ModelError, match="completion ''"):
+        model.loglikelihood(tokens, "a", [""])
+    with pytest.raises(InputError, match="do not fit"):
+        model.generate(tokens[..., :-1], "a")
+    with pytest.raises(ModelError, match="no fingerprint"):
+        _ = model.fingerprint
+    with pytest.raises(ModelError, match="adapters must be True exactly"):
+        Fwd2BotModel.from_base(model.base, model.processor, CompressorConfig(), lora=None)
+
+
+def test_broken_checkpoints_are_refused_in_a_sentence(tmp_path: Path) -> None:
+    trained("llava").save_pretrained(tmp_path)
+    weights = tmp_path / "adapters/compress/adapter_model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:100])
+    with pytest.raises(ModelError, match="Cannot read the adapters"):
+        Fwd2BotModel.from_pretrained(tmp_path)
+    weights.write_bytes(whole)
+    summary = tmp_path / "summary_tokens.safetensors"
+    summary.write_bytes(summary.read_bytes()[:50])
+    with pytest.raises(ModelError, match=r"summary_tokens\.safetensors"):
+        Fwd2BotModel.from_pretrained(tmp_path)
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(ModelError, match=r"without config\.json"):
+        Fwd2BotModel.from_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="no model folder"):
+        Fwd2BotModel.from_pretrained(tmp_path / "nowhere")
