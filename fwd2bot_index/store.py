@@ -1,0 +1,578 @@
+"""An index on disk: what is known of every file, and the summary tokens of every picture.
+
+::
+
+    INDEX/
+      manifest.json   the model, K, D, E and the codec; written last when an index is created
+      images.lance    one row per file: uri (the key), id, size, mtime_ns, width, height, status, error, embedding
+      tokens.lance    one row per picture: id (the key), payload
+      .lock           held by the process that writes
+
+Notable choices:
+
+- ``id`` is the hash of the file's bytes. Files with the same bytes share one row of tokens; each has a row of its own.
+- The manifest is written once, atomically, when both datasets exist and are still empty: from then on the index is
+  whole after every commit, and a crash in the middle of the first run loses nothing that was committed. A folder
+  without a manifest never held a picture, so creating an index over the leftovers of a crash is safe.
+- Tokens are committed before rows: a crash between the two leaves tokens without a row, which the next run writes anew
+  or :meth:`IndexStore.tidy` sweeps, and never a row without its tokens.
+- The embedding is float16: it has unit length, so rounding moves a cosine by less than 0.001 at half the bytes.
+- Readers follow the latest version, and old versions are kept for ``KEEP_VERSIONS``, so that a search under way is not
+  cut off by an indexing run that ends.
+- Both datasets are plain LanceDB tables: ``lancedb.connect(INDEX).open_table("images")``.
+
+This is the only module that imports lance; it never imports torch. Shapes: N rows, K summary tokens, D hidden size, E
+embedding size.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, Literal, Self, TypeAlias, TypeVar, get_args
+
+import lance
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from fwd2bot_index.codec import Float32, get_codec
+from fwd2bot_index.config import Manifest
+from fwd2bot_index.errors import (
+    Fwd2BotError,
+    IndexCorruptedError,
+    IndexNotFoundError,
+    IndexWriteError,
+    InputError,
+)
+
+if sys.platform != "win32":
+    import fcntl
+
+Float16: TypeAlias = npt.NDArray[np.float16]
+Status: TypeAlias = Literal["ok", "skipped"]
+T = TypeVar("T")
+
+KEEP_VERSIONS: Final = timedelta(minutes=10)
+IMAGE_ROWS_PER_FRAGMENT: Final = 65_536
+TOKEN_BYTES_PER_FRAGMENT: Final = 64 * 2**20
+"""Compaction rewrites whole fragments: this bounds what one new picture can cause to be rewritten."""
+SMALL_FRAGMENTS: Final = 8
+"""As many small fragments are left as they are; more are merged at the end of a run."""
+KEYS_PER_FILTER: Final = 1000
+
+_MANIFEST: Final = "manifest.json"
+_IMAGES: Final = "images.lance"
+_TOKENS: Final = "tokens.lance"
+_LOCK: Final = ".lock"
+_OWN_NAMES: Final = frozenset({_MANIFEST, _MANIFEST + ".tmp", _IMAGES, _TOKENS, _LOCK})
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageRow:
+    """One file. A skipped one has an ``error`` and no picture; one that was never read has no ``id`` either."""
+
+    uri: str
+    id: str | None
+    size: int
+    mtime_ns: int
+    width: int | None = None
+    height: int | None = None
+    status: Status
+    error: str | None = None
+    embedding: Float16 | None = None
+    """[E]"""
+
+    def __post_init__(self) -> None:
+        if self.status == "ok":
+            assert None not in (self.id, self.width, self.height), self.uri
+            assert self.embedding is not None, self.uri
+            assert self.error is None, self.uri
+        else:
+            assert self.error is not None, self.uri
+            assert self.embedding is None, self.uri
+
+
+@dataclass(frozen=True, kw_only=True)
+class KnownFiles:
+    """All rows, as columns, without the embeddings: what deciding about changed files takes."""
+
+    uri: list[str]
+    id: list[str | None]
+    size: npt.NDArray[np.int64]
+    mtime_ns: npt.NDArray[np.int64]
+    status: list[Status]
+    error: list[str | None]
+
+    def __len__(self) -> int:
+        return len(self.uri)
+
+
+class EmbeddedRows:
+    """The embeddings of all pictures and, in the same order, the rows that they belong to."""
+
+    def __init__(self, rows: Any, embedding: Float16) -> None:
+        assert rows.num_rows == len(embedding)
+        self._rows = rows
+        self.embedding = embedding
+        """[N, E]"""
+
+    def __len__(self) -> int:
+        return len(self.embedding)
+
+    def row(self, i: int) -> tuple[str, str, int, int]:
+        """uri, id, width and height of the picture whose embedding is the ``i``-th."""
+        uri, id_, width, height = (self._rows.column(name)[i].as_py() for name in ("uri", "id", "width", "height"))
+        return uri, id_, width, height
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreStats:
+    files: int
+    """Files that can be found by a search."""
+    skipped: int
+    pictures: int
+    """Distinct pictures: files with the same bytes count once."""
+    images_bytes: int
+    """On disk, old versions included."""
+    tokens_bytes: int
+    total_bytes: int
+
+
+class IndexStore:
+    """An index that is open. Every read sees the latest commit of whichever process.
+
+    Make one by :meth:`create` or :meth:`open`. Writers hold :func:`writing` around whatever they read and write.
+    """
+
+    def __init__(self, path: Path, manifest: Manifest, images: Any, tokens: Any) -> None:
+        self.path = path
+        self.manifest = manifest
+        self._images = images
+        self._tokens = tokens
+        self._codec = get_codec(manifest.codec)
+
+    @staticmethod
+    def exists(path: str | Path) -> bool:
+        """Whether there is an index, whole or not."""
+        return (local_folder(path) / _MANIFEST).exists()
+
+    @classmethod
+    def create(cls, path: str | Path, manifest: Manifest) -> Self:
+        """A new, empty index.
+
+        Raises:
+            IndexWriteError: the folder cannot be written, or holds something else.
+            IndexCorruptedError: it holds pictures, but has lost its manifest.
+        """
+        folder = local_folder(path)
+        check_target(folder)
+        existed = folder.exists()
+        payload_bytes = get_codec(manifest.codec).payload_bytes(manifest.num_summary_tokens, manifest.token_dim)
+
+        def write() -> None:
+            folder.mkdir(parents=True, exist_ok=True)
+            for name, schema in (
+                (_IMAGES, _images_schema(manifest.embedding_dim)),
+                (_TOKENS, _tokens_schema(payload_bytes)),
+            ):
+                if (folder / name).exists():
+                    shutil.rmtree(folder / name)
+                lance.write_dataset(schema.empty_table(), str(folder / name))
+            _write_atomically(folder / _MANIFEST, manifest.to_json())
+
+        try:
+            _or_write_error(folder, write)
+        except IndexWriteError:
+            for name in (_IMAGES, _TOKENS):
+                shutil.rmtree(folder / name, ignore_errors=True)
+            with suppress(OSError):
+                (folder / (_MANIFEST + ".tmp")).unlink(missing_ok=True)
+                if not existed:
+                    folder.rmdir()
+            raise
+        return cls.open(folder)
+
+    @classmethod
+    def open(cls, path: str | Path) -> Self:
+        """The index in that folder.
+
+        Raises:
+            IndexNotFoundError: there is none.
+            IndexCorruptedError: its manifest or its data cannot be trusted.
+            IndexMismatchError: it was written by a newer version of fwd2bot.
+        """
+        folder = local_folder(path)
+        manifest_path = folder / _MANIFEST
+        try:
+            raw = manifest_path.read_text(encoding="utf-8")
+        except (FileNotFoundError, NotADirectoryError):
+            raise IndexNotFoundError(f"There is no index in {folder}: make one with `fwd2bot index FOLDER`.") from None
+        except (OSError, UnicodeDecodeError) as e:
+            raise IndexCorruptedError(f"{manifest_path} cannot be read: {e}.") from e
+        manifest = Manifest.from_json(raw, manifest_path)
+        payload_bytes = get_codec(manifest.codec).payload_bytes(manifest.num_summary_tokens, manifest.token_dim)
+        datasets = []
+        for name, expected in (
+            (_IMAGES, _images_schema(manifest.embedding_dim)),
+            (_TOKENS, _tokens_schema(payload_bytes)),
+        ):
+            dataset = _or_corrupted(folder, partial(lance.dataset, str(folder / name)))
+            for field in expected:
+                if field.name not in dataset.schema.names or dataset.schema.field(field.name).type != field.type:
+                    raise _corrupted(folder, f"{name} does not have the column {field.name}: {field.type}")
+            datasets.append(dataset)
+        return cls(folder, manifest, *datasets)
+
+    # ---- reading
+
+    def known_files(self) -> KnownFiles:
+        """What is known of every file."""
+        table = self._scan(self._images, columns=["uri", "id", "size", "mtime_ns", "status", "error"])
+        return KnownFiles(
+            uri=table.column("uri").to_pylist(),
+            id=table.column("id").to_pylist(),
+            size=table.column("size").to_numpy(),
+            mtime_ns=table.column("mtime_ns").to_numpy(),
+            status=table.column("status").to_pylist(),
+            error=table.column("error").to_pylist(),
+        )
+
+    def embeddings(self) -> EmbeddedRows:
+        """The embeddings of all pictures, with their rows, from one version of the index."""
+        table = self._scan(self._images, columns=["uri", "id", "width", "height", "embedding"], filter="status = 'ok'")
+        embedding = _embedding_matrix(table.column("embedding"), self.manifest.embedding_dim)
+        if embedding is None or not np.isfinite(embedding).all():
+            raise _corrupted(self.path, "an embedding is missing or not finite")
+        return EmbeddedRows(table.drop_columns(["embedding"]), embedding)
+
+    def tokens(self, ids: Sequence[str]) -> Float32:
+        """[n, K, D]: the summary tokens of these pictures, in the order of ``ids``.
+
+        Raises:
+            IndexCorruptedError: there are none for one of them.
+        """
+        k, d = self.manifest.num_summary_tokens, self.manifest.token_dim
+        wanted = list(dict.fromkeys(ids))
+        payloads: dict[str, bytes] = {}
+        for chunk in _chunks(wanted):
+            table = self._scan(self._tokens, columns=["id", "payload"], filter=_is_in("id", chunk))
+            payloads.update(zip(table.column("id").to_pylist(), table.column("payload").to_pylist(), strict=True))
+        if missing := [id_ for id_ in wanted if id_ not in payloads]:
+            raise _corrupted(self.path, f"there are no summary tokens for the picture {missing[0]}")
+        raw = np.frombuffer(b"".join(payloads[id_] for id_ in ids), np.uint8)
+        return self._codec.decode(raw.reshape(len(ids), self._codec.payload_bytes(k, d)), k=k, d=d)
+
+    def rows(self, *, uris: Sequence[str] = (), ids: Sequence[str] = ()) -> list[ImageRow]:
+        """The rows with one of these uris or ids, in no particular order; those that are not there are left out."""
+        found: list[ImageRow] = []
+        for column, keys in (("uri", uris), ("id", ids)):
+            for chunk in _chunks(list(dict.fromkeys(keys))):
+                found += self._image_rows(self._scan(self._images, filter=_is_in(column, chunk)))
+        return found
+
+    def stats(self) -> StoreStats:
+        """Counts, and bytes on disk."""
+
+        def count() -> tuple[int, int, int]:
+            self._images.checkout_latest()
+            self._tokens.checkout_latest()
+            ok = self._images.count_rows(filter="status = 'ok'")
+            return ok, self._images.count_rows() - ok, self._tokens.count_rows()
+
+        files, skipped, pictures = _or_corrupted(self.path, count)
+        return StoreStats(
+            files=files,
+            skipped=skipped,
+            pictures=pictures,
+            images_bytes=_bytes_below(self.path / _IMAGES),
+            tokens_bytes=_bytes_below(self.path / _TOKENS),
+            total_bytes=_bytes_below(self.path),
+        )
+
+    # ---- writing
+
+    def commit(self, rows: Sequence[ImageRow], tokens: Mapping[str, Float32]) -> None:
+        """Insert or replace the rows of these files, after the tokens ([K, D] by id) of the pictures that are new.
+
+        Raises:
+            IndexWriteError: nothing of the rows was written; the index is as it was.
+            ModelError: the tokens are not finite.
+        """
+        k, d = self.manifest.num_summary_tokens, self.manifest.token_dim
+        if tokens:
+            payload = self._codec.encode(np.stack(list(tokens.values())).reshape(len(tokens), k, d))
+            table = _tokens_table(list(tokens), payload)
+            _or_write_error(self.path, lambda: _insert_new(self._tokens, table))
+        if rows:
+            images = _images_table(rows, self.manifest.embedding_dim)
+            _or_write_error(self.path, lambda: _upsert(self._images, images))
+
+    def remove(self, uris: Sequence[str]) -> None:
+        """Drop the rows of these files. Tokens that no row needs any more go with :meth:`tidy`.
+
+        Raises:
+            IndexWriteError: they could not be dropped.
+        """
+        for chunk in _chunks(list(uris)):
+            _or_write_error(self.path, partial(_delete, self._images, _is_in("uri", chunk)))
+
+    def tidy(self) -> None:
+        """What ends a run that wrote: sweep tokens without a row, merge small fragments, drop versions that are old.
+
+        Raises:
+            IndexWriteError: some of it could not be done; the index is whole, only larger than it need be.
+        """
+        used = set(self._scan(self._images, columns=["id"]).column("id").to_pylist())
+        stored = self._scan(self._tokens, columns=["id"]).column("id").to_pylist()
+        payload_bytes = self._tokens.schema.field("payload").type.byte_width
+
+        def write() -> None:
+            for chunk in _chunks([id_ for id_ in stored if id_ not in used]):
+                _delete(self._tokens, _is_in("id", chunk))
+            _compact(self._images, IMAGE_ROWS_PER_FRAGMENT)
+            _compact(self._tokens, max(1, TOKEN_BYTES_PER_FRAGMENT // payload_bytes))
+
+        _or_write_error(self.path, write)
+
+    # ---- helpers
+
+    def _scan(self, dataset: Any, *, columns: list[str] | None = None, filter: str | None = None) -> Any:
+        def read() -> Any:
+            dataset.checkout_latest()
+            return dataset.to_table(columns=columns, filter=filter)
+
+        return _or_corrupted(self.path, read)
+
+    def _image_rows(self, table: Any) -> list[ImageRow]:
+        names = [name for name in ImageRow.__dataclass_fields__ if name != "embedding"]
+        rows = []
+        for i, values in enumerate(table.select(names).to_pylist()):
+            cell = table.column("embedding")[i]
+            embedding = np.asarray(cell.values) if cell.is_valid else None
+            rows.append(ImageRow(**values, embedding=embedding))
+        return rows
+
+
+@contextmanager
+def writing(path: str | Path) -> Iterator[None]:
+    """Hold the right to write to the index in that folder; the folder is made if need be, and left only if it is used.
+
+    Indexing reads what is known and then writes; two at once would do the same work twice, and one could sweep tokens
+    whose rows the other is about to write. The lock goes with the process, however that ends. (Windows: no lock.)
+
+    Raises:
+        IndexWriteError: another process holds it, the folder cannot be written, or holds something else.
+    """
+    folder = local_folder(path)
+    check_target(folder)
+    existed = folder.exists()
+
+    def take() -> Any:
+        folder.mkdir(parents=True, exist_ok=True)
+        return open(folder / _LOCK, "wb")
+
+    with _or_write_error(folder, take) as lock:
+        try:
+            if sys.platform != "win32":
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    existed = True
+                    raise IndexWriteError(
+                        f"Another process is writing to the index in {folder}: let it finish, then try again."
+                    ) from None
+            yield
+        finally:
+            if not existed and not (folder / _MANIFEST).exists():
+                with suppress(OSError):
+                    (folder / _LOCK).unlink()
+                    folder.rmdir()
+
+
+def check_target(path: str | Path) -> None:
+    """See that an index is, or can be made, in that folder, before any work is done for it.
+
+    Raises:
+        InputError: the path names no local folder.
+        IndexWriteError: it is a file, holds something else, or cannot be written.
+        IndexCorruptedError: it holds pictures, but has lost its manifest.
+    """
+    folder = local_folder(path)
+    try:
+        names = {entry.name for entry in folder.iterdir()} if folder.exists() else set()
+    except OSError as e:
+        raise IndexWriteError(f"The index cannot be written to {folder}: {e.strerror or e}.") from e
+    if _MANIFEST not in names:
+        if foreign := sorted(names - _OWN_NAMES):
+            raise IndexWriteError(
+                f"{folder} holds other files ({foreign[0]}) and no index: give an empty or a new folder to --index."
+            )
+        if any(True for name in (_IMAGES, _TOKENS) for _ in (folder / name).glob("data/*")):
+            raise IndexCorruptedError(
+                f"{folder} has lost its {_MANIFEST}: put it back from a copy, or delete the folder and index again."
+            )
+    existing = next(p for p in (folder, *folder.parents) if p.exists())
+    if not os.access(existing, os.W_OK):
+        raise IndexWriteError(f"The index cannot be written to {folder}: {existing} is read-only.")
+
+
+def local_folder(path: str | Path) -> Path:
+    """The absolute path of an index folder.
+
+    Raises:
+        InputError: it is a URI of an object store.
+    """
+    if "://" in str(path):
+        raise InputError(f"{path} is not a local folder; an index is kept in one.")
+    return Path(os.path.abspath(path))
+
+
+def _images_schema(embedding_dim: int) -> Any:
+    return pa.schema(
+        [
+            pa.field("uri", pa.string(), nullable=False),
+            pa.field("id", pa.string()),
+            pa.field("size", pa.int64(), nullable=False),
+            pa.field("mtime_ns", pa.int64(), nullable=False),
+            pa.field("width", pa.int32()),
+            pa.field("height", pa.int32()),
+            pa.field("status", pa.string(), nullable=False),
+            pa.field("error", pa.string()),
+            pa.field("embedding", pa.list_(pa.float16(), embedding_dim)),
+        ]
+    )
+
+
+def _tokens_schema(payload_bytes: int) -> Any:
+    return pa.schema(
+        [pa.field("id", pa.string(), nullable=False), pa.field("payload", pa.binary(payload_bytes), nullable=False)]
+    )
+
+
+def _images_table(rows: Sequence[ImageRow], embedding_dim: int) -> Any:
+    assert {row.status for row in rows} <= set(get_args(Status))
+    assert len({row.uri for row in rows}) == len(rows), "one row per file"
+    schema = _images_schema(embedding_dim)
+    matrix = np.zeros((len(rows), embedding_dim), np.float16)
+    for i, row in enumerate(rows):
+        if row.embedding is not None:
+            matrix[i] = row.embedding
+    missing = pa.array([row.embedding is None for row in rows])
+    *plain, _ = schema  # all but the embedding
+    columns = [pa.array([getattr(row, field.name) for row in rows], field.type) for field in plain]
+    columns.append(pa.FixedSizeListArray.from_arrays(pa.array(matrix.ravel()), embedding_dim, mask=missing))
+    return pa.table(columns, schema=schema)
+
+
+def _tokens_table(ids: Sequence[str], payload: npt.NDArray[np.uint8]) -> Any:
+    """``payload``: [n, bytes]."""
+    schema = _tokens_schema(payload.shape[1])
+    buffers = [None, pa.py_buffer(np.ascontiguousarray(payload))]
+    cells = pa.FixedSizeBinaryArray.from_buffers(schema.field("payload").type, len(ids), buffers)
+    return pa.table([pa.array(ids, pa.string()), cells], schema=schema)
+
+
+def _embedding_matrix(column: Any, embedding_dim: int) -> Float16 | None:
+    """[N, E] of a column of lists; None where a list is missing."""
+    if column.null_count:
+        return None
+    values = column.combine_chunks().flatten()
+    matrix: Float16 = values.to_numpy(zero_copy_only=False).reshape(-1, embedding_dim)
+    return matrix
+
+
+# The four ways of writing to a dataset: each is one atomic commit.
+
+
+def _insert_new(dataset: Any, table: Any) -> None:
+    dataset.checkout_latest()
+    dataset.merge_insert("id").when_not_matched_insert_all().execute(table)
+
+
+def _upsert(dataset: Any, table: Any) -> None:
+    dataset.checkout_latest()
+    dataset.merge_insert("uri").when_matched_update_all().when_not_matched_insert_all().execute(table)
+
+
+def _delete(dataset: Any, condition: str) -> None:
+    dataset.checkout_latest()
+    dataset.delete(condition)
+
+
+def _compact(dataset: Any, rows_per_fragment: int) -> None:
+    dataset.checkout_latest()
+    fragments = dataset.get_fragments()
+    small = sum(f.physical_rows < rows_per_fragment for f in fragments)
+    deleted = sum(f.num_deletions for f in fragments)
+    if small > SMALL_FRAGMENTS or deleted * 10 > sum(f.physical_rows for f in fragments):
+        dataset.optimize.compact_files(target_rows_per_fragment=rows_per_fragment)
+    dataset.cleanup_old_versions(older_than=KEEP_VERSIONS)
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    """Either the old content or the new, whole, even after a power cut."""
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "w", encoding="utf-8") as f:
+        f.write(text)
+        f.flush()
+        os.fsync(f.fileno())
+    os.replace(temporary, path)
+    if sys.platform != "win32":
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def _chunks(keys: list[str]) -> Iterator[list[str]]:
+    for start in range(0, len(keys), KEYS_PER_FILTER):
+        yield keys[start : start + KEYS_PER_FILTER]
+
+
+def _is_in(column: str, keys: Sequence[str]) -> str:
+    """A condition in SQL, where a quote inside a string is doubled and nothing else is special."""
+    return f"{column} IN ({', '.join(chr(39) + key.replace(chr(39), chr(39) * 2) + chr(39) for key in keys)})"
+
+
+def _bytes_below(folder: Path) -> int:
+    return sum(os.path.getsize(p) for p in folder.rglob("*") if p.is_file())
+
+
+def _reason(error: Exception) -> str:
+    """What lance says, without the Rust source line that it says it from."""
+    return str(error).split(", /")[0].strip().rstrip(".")
+
+
+def _corrupted(folder: Path, what: str) -> IndexCorruptedError:
+    return IndexCorruptedError(f"The index in {folder} is damaged: {what}. Delete the folder and index again.")
+
+
+def _or_corrupted(folder: Path, read: Callable[[], T]) -> T:
+    """Lance raises ValueError, OSError, RuntimeError and Arrow's own for data that is missing or damaged."""
+    try:
+        return read()
+    except Fwd2BotError:
+        raise
+    except Exception as e:
+        raise _corrupted(folder, _reason(e)) from e
+
+
+def _or_write_error(folder: Path, write: Callable[[], T]) -> T:
+    try:
+        return write()
+    except (Fwd2BotError, AssertionError):
+        raise
+    except Exception as e:
+        reason = e.strerror if isinstance(e, OSError) and e.strerror else _reason(e)
+        raise IndexWriteError(
+            f"The index in {folder} could not be written: {reason}. It is as it was after the last commit."
+        ) from e
