@@ -1,13 +1,13 @@
 """A small compositional world, drawn by the package: pictures whose every property is known.
 
-Scenes are 1-6 flat shapes, freely placed on a grey ground. A scene comes with captions, questions and hard negatives that
-are true (or false) by construction, unlimited and seeded: ``scene(seed)`` is the same scene for ever. It trains the
-bundled model, feeds ``fwd2bot demo``, and gives evaluation a ground truth and an exact retrieval ceiling.
+Scenes are 1-6 flat shapes, freely placed on a grey ground. A scene comes with captions, questions and hard negatives
+that are true (or false) by construction, unlimited and seeded: ``scene(seed)`` is the same scene for ever. It trains
+the bundled model, feeds ``fwd2bot demo``, and gives evaluation a ground truth and an exact retrieval ceiling.
 
 Notable choices:
 - colours and shapes of one scene come from small random subsets, so that attributes repeat and have to be bound;
 - questions of place, relation and extremes keep a margin, so that every answer is visible in the pixels;
-- a caption is a list of *claims* (`Caption.mentions`, `Caption.relations`), so whether it fits another scene is computed.
+- a caption is a list of *claims* (`Caption.mentions`, `Caption.relations`), so its fit to any scene is computed.
 
 Only numpy and Pillow: training, evaluation and the command line all draw from here.
 """
@@ -96,7 +96,7 @@ class Mention:
 
 @dataclass(frozen=True, kw_only=True)
 class Caption:
-    """Claims about a scene: each mention is a different object; ``relations`` join mentions by their place in the list."""
+    """Claims about a scene: each mention is a different object; ``relations`` join mentions by place in the list."""
 
     mentions: tuple[Mention, ...]
     relations: tuple[tuple[int, str, int], ...] = ()
@@ -214,7 +214,7 @@ def describe(scene: Scene) -> str:
 
 
 def caption(scene: Scene, rng: Rng, *, max_mentions: int = 4, relation: float = 0.4) -> Caption:
-    """A true caption of up to ``max_mentions`` objects; with probability ``relation`` it says where two of them stand."""
+    """A true caption of up to ``max_mentions`` objects; with probability ``relation`` it relates two of them."""
     order = rng.permutation(len(scene.things))[:max_mentions]
     chosen = [scene.things[i] for i in order]
     mentions = tuple(Mention(shape=t.shape, color=t.color, size=t.size) for t in chosen)

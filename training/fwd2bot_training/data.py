@@ -49,7 +49,8 @@ class Example:
 
 
 class Source(Protocol):
-    name: str
+    @property
+    def name(self) -> str: ...
 
     def example(self, rng: Rng) -> Example: ...
 
@@ -84,7 +85,7 @@ class SceneSource:
 
 @dataclass(frozen=True)
 class ParquetSource:
-    """Rows of one parquet file with an ``image`` column (struct of bytes and path) and ``captions``, ``qa`` or ``word``.
+    """Rows of a parquet file with an ``image`` column (struct of bytes and path) and ``captions``, ``qa`` or ``word``.
 
     Pictures are decoded at each visit and cropped a little at random; mirrored only where no text speaks of sides.
     """
@@ -198,7 +199,7 @@ class Mixture:
         source = self.sources[int(rng.choice(len(self.sources), p=self.weights))]
         return source.name, [source.example(rng) for _ in range(self.batch_size)]
 
-    def texts(self, rng: Rng, *, scenes_count: int = 20000) -> Iterator[str]:
+    def texts(self, rng: Rng, *, scenes_count: int = 4000) -> Iterator[str]:
         """Every text that training can show, for a tokenizer: all of the parquet files, a sample of the scenes."""
         for source in self.sources:
             if isinstance(source, ParquetSource):

@@ -1,7 +1,7 @@
 """What one training step computes: a picture batch in, named losses out. The trainer adds them up and steps.
 
-`PretrainObjective` teaches an ordinary LVLM (answers from all image tokens) and, on the side, makes its one-word-summary
-states comparable between pictures and texts. `CompressObjective` is Fwd2Bot's double pass.
+`PretrainObjective` teaches an ordinary LVLM (answers from all image tokens) and, on the side, makes its
+one-word-summary states comparable between pictures and texts. `CompressObjective` is Fwd2Bot's double pass.
 
 Shapes: B pictures, N image tokens, K summary tokens, D hidden size.
 """
@@ -10,20 +10,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fwd2bot_index.config import CompressorConfig
+from fwd2bot_index.model import FirstPassBatch, Fwd2BotModel
 from fwd2bot_training import losses
 from fwd2bot_training.data import Example
 from fwd2bot_training.packing import Packed, pack, run_packed
-
-if TYPE_CHECKING:
-    from fwd2bot_index.model import Fwd2BotModel
 
 TRAINING_FREE = CompressorConfig.training_free("base")
 
@@ -67,20 +65,21 @@ def to_pixels(images: torch.Tensor) -> torch.Tensor:
     return images.float().div_(127.5).sub_(1.0)
 
 
-def _answer_loss(lm_head: torch.nn.Module, hidden: torch.Tensor, packed: Packed) -> tuple[torch.Tensor, dict[str, float]]:
+def _answer_loss(
+    lm_head: torch.nn.Module, hidden: torch.Tensor, packed: Packed
+) -> tuple[torch.Tensor, dict[str, float]]:
     """The AR loss over the labelled positions, and each kind's token accuracy for the log."""
     logits = lm_head(hidden.flatten(0, 1)[packed.predict])
     loss = losses.autoregressive(logits, packed.labels, packed.weights)
     with torch.no_grad():
         right = (logits.argmax(-1) == packed.labels).float()
-        parts = {
-            f"acc/{kind}": float(right[packed.label_kind == i].mean())
-            for i, kind in enumerate(packed.kinds)
-        }
+        parts = {f"acc/{kind}": float(right[packed.label_kind == i].mean()) for i, kind in enumerate(packed.kinds)}
     return loss, {"ar": float(loss.detach()), **parts}
 
 
-def encode_texts(language_model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> torch.Tensor:
+def encode_texts(
+    language_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]
+) -> torch.Tensor:
     """[B, D] unit length: last hidden state of each text behind the tokenizer's BOS. Right padding: causal attention
     never sees it."""
     rows = [[tokenizer.bos_token_id, *tokenizer.encode(t, add_special_tokens=False)] for t in texts]
@@ -121,7 +120,7 @@ class PretrainObjective(torch.nn.Module):
         return StepLosses(total=total, parts=parts)
 
 
-def wrap(language_model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, tokens: torch.Tensor) -> torch.Tensor:
+def wrap(language_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tokens: torch.Tensor) -> torch.Tensor:
     """[B, 1+K+1, D]: ``<bos>{tokens}\\n``, the beginning of the small LLaVA's chat format."""
     ids = torch.tensor([tokenizer.bos_token_id, *tokenizer.encode("\n", add_special_tokens=False)])
     around = language_model.get_input_embeddings()(ids)[:, None, None].expand(-1, len(tokens), 1, -1)
@@ -131,27 +130,29 @@ def wrap(language_model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, to
 class CompressObjective(torch.nn.Module):
     """The double pass: AR loss after the second pass, symmetric InfoNCE after the first (arXiv 2503.21757).
 
-    Each step draws one prefix length k' from ``prefixes`` for the second pass, so that the first k' of the stored tokens
-    answer alone; the embedding pools all K. Gradients flow through the summary tokens into the first pass.
+    Each step draws one prefix length k' from ``prefixes`` for the second pass, so that the first k' of the stored
+    tokens answer alone; the embedding pools all K. Gradients flow through the summary tokens into the first pass.
     """
 
     probes = ()
 
-    def __init__(
-        self, model: Fwd2BotModel, *, contrastive_weight: float, prefixes: Sequence[int], seed: int
-    ) -> None:
+    def __init__(self, model: Fwd2BotModel, *, contrastive_weight: float, prefixes: Sequence[int], seed: int) -> None:
         super().__init__()
         if not prefixes or not all(1 <= k <= model.num_summary_tokens for k in prefixes):
             raise ValueError(f"prefixes must be between 1 and {model.num_summary_tokens}: {prefixes}")
         self.model = model
         self.tokenizer = model.processor.tokenizer
         self.contrastive_weight = contrastive_weight
+        if model.logit_scale is None:
+            raise ValueError("a training-free model has nothing to train; build it with a trained config")
+        self.logit_scale = model.logit_scale
         self.prefixes = tuple(prefixes)
         self.seed = seed
+        self._layout = model.prepare_images([Image.new("RGB", (64, 64))])
 
     def forward(self, batch: Batch) -> StepLosses:
         model = self.model
-        tokens = model.first_pass(model.prepare_pixels(to_pixels(batch.images)))
+        tokens = model.first_pass(self._first_pass_batch(batch.images))
         k = self.prefixes[int(np.random.default_rng([self.seed, batch.step]).integers(len(self.prefixes)))]
         language_model = model.base.model.language_model
         with model.stage("generate"):
@@ -160,7 +161,17 @@ class CompressObjective(torch.nn.Module):
         total, parts = _answer_loss(model.base.lm_head, hidden, batch.packed)
         if batch.captions is not None and self.contrastive_weight:
             texts = model.encode_text(batch.captions)
-            contrast = losses.info_nce(model.embed_tokens(tokens), texts, model.logit_scale)
+            contrast = losses.info_nce(model.embed_tokens(tokens), texts, self.logit_scale)
             total = total + self.contrastive_weight * contrast
             parts["nce"] = float(contrast.detach())
         return StepLosses(total=total, parts=parts)
+
+    def _first_pass_batch(self, images: torch.Tensor) -> FirstPassBatch:
+        """What ``prepare_images`` makes of pictures that have the model's size, without its per-picture work."""
+        one = self._layout
+        return FirstPassBatch(
+            pixels={"pixel_values": to_pixels(images)},
+            input_ids=one.input_ids.expand(len(images), -1),
+            attention_mask=one.attention_mask.expand(len(images), -1),
+            grids=one.grids * len(images),
+        )

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from fwd2bot_training.data import Segment
 
@@ -118,7 +118,7 @@ def packed_mask(segment: torch.Tensor, prefix: int, dtype: torch.dtype) -> torch
     )[:, None]
 
 
-def run_packed(language_model: torch.nn.Module, prefix: torch.Tensor, packed: Packed) -> torch.Tensor:
+def run_packed(language_model: PreTrainedModel, prefix: torch.Tensor, packed: Packed) -> torch.Tensor:
     """Hidden states of the packed text behind a prefix.
 
     Args:

@@ -3,7 +3,8 @@
     python -m fwd2bot_training.pretrain --data ../shared/data --out runs/base --steps 3000
 
 Run the same command again to resume; ``--steps`` may change as long as the decay has not begun. The result, a plain
-Hugging Face LLaVA, is in ``runs/base/model``.
+Hugging Face LLaVA, is in ``runs/base/model``. With ``--init runs/base/model`` it goes on from there on another
+schedule: that is the all-token control of the compressor, which is to be trained for as long (``compress --help``).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import AutoTokenizer
+from transformers import AutoModelForImageTextToText, AutoTokenizer
 
 from fwd2bot_training import small_llava
 from fwd2bot_training.data import Mixture
@@ -34,8 +35,11 @@ MIXTURE = {
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="fwd2bot_training.pretrain", description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, help="folder with flickr8k/, visual7w/, ... (not needed with --scenes-only)")
+    parser.add_argument(
+        "--data", type=Path, help="folder with flickr8k/, visual7w/, ... (not needed with --scenes-only)"
+    )
     parser.add_argument("--scenes-only", action="store_true", help="train on rendered scenes alone")
+    parser.add_argument("--init", type=Path, help="start from this small LLaVA instead of random weights")
     parser.add_argument("--out", type=Path, required=True, help="folder for the log, the state and the model")
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--batch-size", type=int, default=32)
@@ -52,13 +56,16 @@ def main(argv: list[str] | None = None) -> int:
         weights, data=args.data, image_size=config.image_size, seed=args.seed, batch_size=args.batch_size
     )
     model_folder = args.out / "model"
-    if (model_folder / "tokenizer.json").exists():
-        tokenizer = AutoTokenizer.from_pretrained(model_folder)
+    known = next((f for f in (model_folder, args.init) if f and (f / "tokenizer.json").exists()), None)
+    if known:
+        tokenizer = AutoTokenizer.from_pretrained(known)
     else:
         texts = mixture.texts(np.random.default_rng(args.seed))
         tokenizer = small_llava.train_tokenizer(texts, vocab_size=config.vocab_size)
         tokenizer.save_pretrained(model_folder)
     base = small_llava.make_model(tokenizer, config)
+    if args.init:
+        base.load_state_dict(AutoModelForImageTextToText.from_pretrained(args.init).state_dict())
 
     def export() -> None:
         base.save_pretrained(model_folder)

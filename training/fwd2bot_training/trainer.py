@@ -3,14 +3,15 @@
 Notable choices:
 - batch ``step`` is a pure function of the seed (`data.Mixture`), so a checkpoint is weights + AdamW moments + step;
 - checkpoints are safetensors in a folder that is renamed into place: a kill leaves the last whole one;
-- warm-up, constant, linear decay to zero over the last part: a run can be lengthened or shortened when it is resumed, as
-  long as its decay has not begun;
+- warm-up, constant, linear decay to zero over the last part: a run can be lengthened or shortened when it is resumed,
+  as long as its decay has not begun;
 - a loss that is not finite stops the run before the optimiser step, and names the batch.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import sys
@@ -174,7 +175,7 @@ class Trainer:
     def _batches(self) -> Iterator[Batch]:
         steps = range(self.step, self.config.steps)
         data = _Batches(self.mixture, self.objective.tokenizer, self.objective.probes)
-        loader = DataLoader(data, batch_size=None, sampler=steps, num_workers=1, prefetch_factor=4)  # type: ignore[arg-type]
+        loader = DataLoader(data, batch_size=None, sampler=steps, num_workers=1, prefetch_factor=4)
         yield from loader
 
     def train_step(self, batch: Batch) -> StepLosses:
@@ -187,12 +188,13 @@ class Trainer:
             group["lr"] = self.config.lr_at(self.step) * group["factor"]
         losses: StepLosses = self.objective(batch)
         self.optimizer.zero_grad(set_to_none=True)
-        losses.total.backward()  # type: ignore[no-untyped-call]
-        norm = torch.nn.utils.clip_grad_norm_(self.named.values(), self.config.clip)
-        if not torch.isfinite(losses.total) or not torch.isfinite(norm):
+        losses.total.backward()
+        loss = losses.total.item()
+        norm = torch.nn.utils.clip_grad_norm_(self.named.values(), self.config.clip).item()
+        if not math.isfinite(loss) or not math.isfinite(norm):
             raise TrainingDivergedError(
-                f"Step {self.step}, a batch of {batch.source!r}: the loss is {float(losses.total)}, the gradient's norm "
-                f"{float(norm)}. Nothing was updated; lower --lr, or look at this batch (seed {self.mixture.seed})."
+                f"Step {self.step}, a batch of {batch.source!r}: the loss is {loss}, the gradient's "
+                f"norm {norm}. Nothing was updated; lower --lr, or look at the batch (seed {self.mixture.seed})."
             )
         self.optimizer.step()
         self.step += 1

@@ -1,0 +1,200 @@
+"""The scores in the bundled model's card.
+
+    python -m fwd2bot_eval.default_model --data ../shared/data --control runs/control/model --json scores.json
+
+On 1,000 held-out scenes (free placement, 1-6 objects; a stream of seeds that training never draws from): answers by
+type from k summary tokens, and from all image tokens of the control (the same base, trained as long without
+compression); text->image retrieval against its ceiling; hard negatives by cosine. On the Flickr8k test split: retrieval
+both ways. Without ``--data`` the photos are left out, without ``--control`` the control.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+
+from fwd2bot_eval.metrics import above_chance, ranks, recall_at
+from fwd2bot_index import scenes
+from fwd2bot_index.model import Fwd2BotModel
+
+BATCH = 64
+STREAM = "held out"
+MENTIONS = 4
+
+
+def held_out(count: int) -> tuple[list[scenes.Scene], list[list[scenes.Question]], list[scenes.Caption]]:
+    """Scenes, each with its questions (one of each type that it can answer) and a caption."""
+    pool = [scenes.scene(i, stream=STREAM) for i in range(count)]
+    rngs = [np.random.default_rng([7, i]) for i in range(count)]
+    questions = [scenes.questions(s, r) for s, r in zip(pool, rngs, strict=True)]
+    captions = [scenes.caption(s, r, max_mentions=MENTIONS) for s, r in zip(pool, rngs, strict=True)]
+    return pool, questions, captions
+
+
+def could_caption(caption: scenes.Caption, scene: scenes.Scene) -> bool:
+    """Whether `scenes.caption` could have said this of ``scene``: it mentions as much as it can."""
+    return len(caption.mentions) == min(MENTIONS, len(scene.things)) and caption.fits(scene)
+
+
+def retrieval_ceiling(pool: Sequence[scenes.Scene], captions: Sequence[scenes.Caption]) -> float:
+    """Expected R@1 of a searcher that understands everything: a caption that n scenes could have is a guess in n."""
+    return float(np.mean([1 / sum(could_caption(c, s) for s in pool) for c in captions]))
+
+
+def _batches(count: int) -> Iterator[slice]:
+    for start in range(0, count, BATCH):
+        yield slice(start, min(start + BATCH, count))
+
+
+def compress(model: Fwd2BotModel, images: Sequence[Any]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens [N, K, D] and embeddings [N, E]."""
+    parts = [model.compress(images[b]) for b in _batches(len(images))]
+    return torch.cat([p.tokens for p in parts]), torch.cat([p.embedding for p in parts])
+
+
+def answer_accuracy(
+    model: Fwd2BotModel, tokens: torch.Tensor, questions: Sequence[Sequence[scenes.Question]]
+) -> dict[str, float]:
+    """Share of exact answers by question type."""
+    flat = sorted(((q, i) for i, qs in enumerate(questions) for q in qs), key=lambda x: len(x[0].text))
+    right: dict[str, list[bool]] = defaultdict(list)
+    for b in _batches(len(flat)):
+        asked = flat[b]
+        rows = tokens[[i for _, i in asked]]
+        answers = model.generate(rows, [q.text for q, _ in asked], max_new_tokens=6)
+        for (q, _), a in zip(asked, answers, strict=True):
+            right[q.type].append(a == q.answer)
+    return {t: float(np.mean(right[t])) for t in scenes.QUESTION_TYPES if t in right}
+
+
+def blind_accuracy(questions: Sequence[Sequence[scenes.Question]]) -> dict[str, float]:
+    """What the most frequent answer of each type scores."""
+    answers: dict[str, Counter[str]] = defaultdict(Counter)
+    for q in (q for qs in questions for q in qs):
+        answers[q.type][q.answer] += 1
+    return {t: c.most_common(1)[0][1] / c.total() for t, c in answers.items()}
+
+
+def scene_scores(model: Fwd2BotModel, control: Fwd2BotModel | None, *, count: int, ks: Sequence[int]) -> dict[str, Any]:
+    pool, questions, captions = held_out(count)
+    images = [scenes.render(s, size=96) for s in pool]
+    tokens, embeddings = compress(model, images)
+    columns = {f"k={k}": answer_accuracy(model, tokens[:, :k], questions) for k in ks}
+    if control is not None:
+        columns["all tokens (control)"] = answer_accuracy(control, compress(control, images)[0], questions)
+    columns["blind"] = blind_accuracy(questions)
+    counts = Counter(q.type for qs in questions for q in qs)
+
+    scores: dict[str, Any] = {
+        "scenes": count,
+        "questions": counts.total(),
+        "accuracy": {
+            name: {"mean of types": float(np.mean(list(by_type.values()))), **by_type}
+            for name, by_type in columns.items()
+        },
+    }
+    if control is not None:
+        full = scores["accuracy"]["all tokens (control)"]
+        for k in ks:
+            own = scores["accuracy"][f"k={k}"]
+            chance = scores["accuracy"]["blind"]
+            scores[f"k={k} over control"] = {
+                "accuracy": own["mean of types"] / full["mean of types"],
+                "above chance": float(
+                    np.mean([above_chance(own[t], chance[t]) for t in counts])
+                    / np.mean([above_chance(full[t], chance[t]) for t in counts])
+                ),
+            }
+
+    texts = torch.cat([model.embed_text([str(c) for c in captions[b]]) for b in _batches(count)])
+    similarities = (texts @ embeddings.T).numpy()
+    found = ranks(similarities, [[i] for i in range(count)])
+    ceiling = retrieval_ceiling(pool, captions)
+    scores["text->image"] = {
+        "pool": count,
+        "R@1": recall_at(found, 1),
+        "R@5": recall_at(found, 5),
+        "R@1 ceiling": ceiling,
+        "R@1 over ceiling": recall_at(found, 1) / ceiling,
+        "R@1 chance": 1 / count,
+    }
+
+    negatives: dict[str, list[bool]] = defaultdict(list)
+    for i, (scene, caption) in enumerate(zip(pool, captions, strict=True)):
+        made = scenes.hard_negatives(scene, caption, np.random.default_rng([8, i]))
+        if made:
+            wrong = model.embed_text([str(c) for c in made.values()]) @ embeddings[i]
+            for kind, score in zip(made, wrong.tolist(), strict=True):
+                negatives[kind].append(similarities[i, i] > score)
+    scores["hard negatives by cosine (chance 0.5)"] = {
+        kind: {"accuracy": float(np.mean(won)), "items": len(won)} for kind, won in sorted(negatives.items())
+    }
+    return scores
+
+
+def flickr_scores(model: Fwd2BotModel, path: Path) -> dict[str, Any]:
+    """Retrieval on photos with five captions each: the published R@k, both ways."""
+    rows = pq.read_table(path).to_pylist()
+    _, embeddings = compress(model, [r["image"]["bytes"] for r in rows])
+    captions = [(c, i) for i, r in enumerate(rows) for c in r["captions"]]
+    texts = torch.cat([model.embed_text([c for c, _ in captions[b]]) for b in _batches(len(captions))])
+    similarities = (texts @ embeddings.T).numpy()
+    to_image = ranks(similarities, [[i] for _, i in captions])
+    of_image: list[list[int]] = [[] for _ in rows]
+    for j, (_, i) in enumerate(captions):
+        of_image[i].append(j)
+    to_text = ranks(similarities.T, of_image)
+    return {
+        "photos": len(rows),
+        "captions": len(captions),
+        "text->image": {f"R@{k}": recall_at(to_image, k) for k in (1, 5, 10)},
+        "image->text": {f"R@{k}": recall_at(to_text, k) for k in (1, 5, 10)},
+        "text->image chance": {f"R@{k}": k / len(rows) for k in (1, 5, 10)},
+    }
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="fwd2bot_eval.default_model", description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="default")
+    parser.add_argument("--control", help="folder of the all-token control, a plain LVLM")
+    parser.add_argument("--training-free", help="folder of a plain LVLM to score training-free, as a baseline")
+    parser.add_argument("--data", type=Path, help="folder with flickr8k/test.parquet")
+    parser.add_argument("--scenes", type=int, default=1000)
+    parser.add_argument("--ks", type=int, nargs="+", default=[16, 8, 4])
+    parser.add_argument("--json", type=Path, help="write the scores here as well")
+    args = parser.parse_args(argv)
+
+    model = Fwd2BotModel.from_pretrained(args.model)
+    control = None
+    if args.control:
+        # training-free with as many pooled tokens as there are image tokens: pooling changes nothing then
+        control = Fwd2BotModel.from_pretrained(args.control)
+        side = control.base.config.vision_config.image_size // control.base.config.vision_config.patch_size
+        control = Fwd2BotModel.from_pretrained(args.control, num_summary_tokens=side * side)
+    scores: dict[str, Any] = {"scenes": scene_scores(model, control, count=args.scenes, ks=args.ks)}
+    if args.data:
+        scores["flickr8k test"] = flickr_scores(model, args.data / "flickr8k" / "test.parquet")
+    if args.training_free:
+        plain = Fwd2BotModel.from_pretrained(args.training_free, num_summary_tokens=max(args.ks))
+        baseline = {"scenes": scene_scores(plain, None, count=args.scenes, ks=[max(args.ks)])}
+        if args.data:
+            baseline["flickr8k test"] = flickr_scores(plain, args.data / "flickr8k" / "test.parquet")
+        scores["training-free base"] = baseline
+    text = json.dumps(scores, indent=2)
+    print(text)
+    if args.json:
+        args.json.write_text(text + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,200 @@
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from fwd2bot_index import scenes
+from fwd2bot_index.errors import InputError
+from fwd2bot_index.model import Fwd2BotModel
+from fwd2bot_training import compress, pretrain
+from fwd2bot_training.data import Mixture
+from fwd2bot_training.objectives import CompressObjective, PretrainObjective, collate
+from fwd2bot_training.trainer import TrainConfig, Trainer, TrainingDivergedError
+
+
+@pytest.fixture
+def make_trainer(make_base: Callable[[], Any], tokenizer: Any, mixture: Mixture) -> Callable[..., Trainer]:
+    def make(folder: Path, *, steps: int = 4) -> Trainer:
+        objective = PretrainObjective(make_base(), tokenizer, contrastive_weight=0.2)
+        config = TrainConfig(steps=steps, lr=1e-3, warmup=2, log_every=1)
+        return Trainer(objective, mixture, config, folder, export=lambda: None)
+
+    return make
+
+
+def _weights(trainer: Trainer) -> dict[str, torch.Tensor]:
+    return {n: p.detach().clone() for n, p in trainer.named.items()}
+
+
+def test_a_resumed_run_is_the_run_that_was_not_stopped(tmp_path: Path, make_trainer: Callable[..., Trainer]) -> None:
+    whole = make_trainer(tmp_path / "whole")
+    whole.run()
+
+    killed = make_trainer(tmp_path / "killed")
+    for step in range(2):
+        batch = collate(step, *killed.mixture.batch(step), killed.objective.tokenizer, probes=killed.objective.probes)
+        killed.train_step(batch)
+    killed.save()
+    resumed = make_trainer(tmp_path / "killed")
+    assert resumed.resume()
+    assert resumed.step == 2
+    resumed.run()
+
+    for name, weight in _weights(whole).items():
+        assert torch.equal(weight, resumed.named[name]), name
+
+
+def test_training_learns_and_logs(tmp_path: Path, make_trainer: Callable[..., Trainer]) -> None:
+    trainer = make_trainer(tmp_path, steps=12)
+    trainer.run()
+    log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in log] == list(range(1, 13))
+    assert log[-1]["ar/scenes"] < log[0]["ar/scenes"] - 0.1
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_step(tmp_path: Path, make_trainer: Callable[..., Trainer]) -> None:
+    trainer = make_trainer(tmp_path)
+    batch = collate(0, *trainer.mixture.batch(0), trainer.objective.tokenizer, probes=trainer.objective.probes)
+    with torch.no_grad():
+        trainer.objective.logit_scale.fill_(math.nan)
+    before = _weights(trainer)
+    with pytest.raises(TrainingDivergedError, match="'scenes'"):
+        trainer.train_step(batch)
+    assert trainer.step == 0
+    for name, weight in before.items():
+        assert torch.equal(weight, trainer.named[name]) or name == "logit_scale"
+
+
+def test_a_kill_between_the_two_renames_loses_nothing(tmp_path: Path, make_trainer: Callable[..., Trainer]) -> None:
+    trainer = make_trainer(tmp_path)
+    trainer.step = 3
+    trainer.save()
+    (tmp_path / "state").rename(tmp_path / "state.old")
+    again = make_trainer(tmp_path)
+    assert again.resume()
+    assert again.step == 3
+
+
+def test_another_seed_or_recipe_cannot_resume(tmp_path: Path, make_trainer: Callable[..., Trainer]) -> None:
+    make_trainer(tmp_path).save()
+    other = make_trainer(tmp_path)
+    other.mixture.seed = 9
+    with pytest.raises(InputError, match="--seed 3"):
+        other.resume()
+    other.mixture.seed = 3
+    other.named.pop("logit_scale")
+    with pytest.raises(InputError, match="other parameters"):
+        other.resume()
+
+
+def test_schedule() -> None:
+    config = TrainConfig(steps=100, lr=1.0, warmup=10, decay=0.3)
+    assert config.lr_at(0) == pytest.approx(0.1)
+    assert config.lr_at(50) == 1.0
+    assert config.lr_at(85) == pytest.approx(0.5)
+    assert 0 < config.lr_at(99) < 0.05
+
+
+@pytest.fixture
+def double_pass(base_folder: Path) -> Callable[[str], Fwd2BotModel]:
+    def build(tune: str) -> Fwd2BotModel:
+        torch.manual_seed(0)
+        return compress.build(base_folder, num_tokens=4, queries="region", embedding_dim=16, rank=2, tune=tune)
+
+    return build
+
+
+def _step(model: Fwd2BotModel, mixture: Mixture, *, prefixes: tuple[int, ...] = (4,), weight: float = 0.2) -> Any:
+    objective = CompressObjective(model, contrastive_weight=weight, prefixes=prefixes, seed=0)
+    losses = objective(collate(0, *mixture.batch(0), objective.tokenizer, probes=()))
+    losses.total.backward()
+    return losses
+
+
+@pytest.mark.parametrize("tune", ["lora", "full"])
+def test_what_is_named_trains_and_nothing_else(
+    tune: str, double_pass: Callable[[str], Fwd2BotModel], mixture: Mixture
+) -> None:
+    model = double_pass(tune)
+    _step(model, mixture)
+    for name, p in model.named_parameters():
+        own = not name.startswith("base.")
+        lora = "lora_" in name
+        assert p.requires_grad == (own or lora or tune == "full"), name
+        if own or "lora_B" in name:  # lora_A has no gradient as long as B is zero
+            assert p.grad is not None, name
+            assert p.grad.abs().sum() > 0, name
+        elif not p.requires_grad:
+            assert p.grad is None, name
+
+
+def test_the_answer_loss_reaches_the_first_pass(double_pass: Callable[[str], Fwd2BotModel], mixture: Mixture) -> None:
+    model = double_pass("lora")
+    _step(model, mixture, weight=0.0)
+    named = dict(model.named_parameters())
+    assert any(p.grad is not None and p.grad.abs().sum() > 0 for n, p in named.items() if ".compress." in n)
+    assert model.queries is not None
+    assert model.queries.grad is not None
+    assert model.text_query is not None
+    assert model.text_query.grad is None, "without the contrastive loss no text is embedded"
+
+
+def test_a_short_prefix_trains_no_later_token(double_pass: Callable[[str], Fwd2BotModel], mixture: Mixture) -> None:
+    model = double_pass("lora")
+    _step(model, mixture, prefixes=(2,), weight=0.0)
+    assert model.queries is not None
+    assert model.queries.grad is not None
+    assert model.queries.grad[:2].abs().sum() > 0
+    assert model.queries.grad[2:].abs().sum() == 0
+
+
+def test_the_double_pass_answers_as_inference_does(
+    double_pass: Callable[[str], Fwd2BotModel], mixture: Mixture
+) -> None:
+    """The objective's AR loss equals the model's own log-likelihoods from its own summary tokens."""
+    model = double_pass("full").eval()
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if "lora_B" in name:
+                p.normal_(std=0.1)
+    _, examples = mixture.batch(0)
+    questions = [e.segments[0] for e in examples]
+    alone = [type(e)(image=e.image, segments=(s,)) for e, s in zip(examples, questions, strict=True)]
+    objective = CompressObjective(model, contrastive_weight=0.0, prefixes=(4,), seed=0)
+    batch = collate(0, "scenes", alone, objective.tokenizer, probes=())
+    with torch.no_grad():
+        loss = objective(batch).total.item()
+
+    tokens = model.compress([Image.fromarray(e.image) for e in examples]).tokens
+    total = weights = 0.0
+    for row, s in zip(tokens, questions, strict=True):
+        length = len(objective.tokenizer.encode(s.answer, add_special_tokens=False)) + 1
+        total -= model.loglikelihood(row[None], s.prompt, [s.answer + "<eos>"]).item() / length**0.5
+        weights += length**0.5
+    assert loss == pytest.approx(total / weights, rel=1e-4)
+
+
+@pytest.mark.slow
+def test_the_recipes_run_end_to_end(tmp_path: Path) -> None:
+    """The commands of the docstrings, two steps each, on scenes alone; what comes out loads, compresses and answers."""
+    base, out = tmp_path / "base", tmp_path / "compress"
+    arguments = ["--scenes-only", "--batch-size", "2", "--steps", "2"]
+    assert pretrain.main(["--out", str(base), *arguments]) == 0
+    assert compress.main(["--base", str(base / "model"), "--out", str(out), *arguments]) == 0
+    model = Fwd2BotModel.from_pretrained(out / "model")
+    picture = scenes.render(scenes.scene(0))
+    summary = model.compress([picture])
+    assert model.mode == "trained"
+    assert summary.tokens.shape == (1, 16, model.token_dim)
+    assert len(model.generate(summary.tokens, "how many objects are there?", max_new_tokens=3)) == 1
+    assert torch.isfinite(model.embed_text(["a red circle"]) @ summary.embedding.T).all()
+    control = tmp_path / "control"
+    assert pretrain.main(["--init", str(base / "model"), "--out", str(control), *arguments]) == 0
+    assert (control / "model" / "config.json").is_file()
