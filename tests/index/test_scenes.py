@@ -88,15 +88,15 @@ def test_each_mention_needs_an_object_of_its_own() -> None:
     [
         ("what color is the star?", "blue"),
         ("what shape is the red object?", "circle"),
-        ("what size is the star?", "large"),
-        ("where is the circle?", "top left"),
+        ("what size is the blue star?", "large"),
+        ("where is the red circle?", "top left"),
         ("what is the rightmost object?", "blue star"),
         ("how many objects are there?", "2"),
         ("how many stars are there?", "1"),
         ("is there a blue circle?", "no"),
-        ("is the circle left of the star?", "yes"),
-        ("is the star left of the circle?", "no"),
-        ("is the circle above the star?", "yes"),
+        ("is the red circle left of the blue star?", "yes"),
+        ("is the blue star left of the red circle?", "no"),
+        ("is the red circle above the blue star?", "yes"),
     ],
 )
 def test_known_answers(text: str, answer: str) -> None:
