@@ -99,7 +99,7 @@ class StageAdapters:
             configs = {stage: LoraConfig.from_pretrained(str(folder / stage)) for stage in STAGES}
             weights = {stage: load_file(folder / stage / _WEIGHTS) for stage in STAGES}
         except Exception as e:  # PEFT and safetensors raise many kinds for a broken folder
-            raise ModelError(f"Cannot read the adapters in {folder}: {e}") from e
+            raise ModelError(f"Cannot read the adapters in {folder}: {e}".splitlines()[0]) from e
         for config in configs.values():
             config.inference_mode = False
         adapters = cls(base, configs)

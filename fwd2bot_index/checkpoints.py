@@ -108,6 +108,8 @@ def resolve(
     base_folder = folder / BASE_FOLDER
     if config.base_model != BASE_FOLDER:
         base_folder, _ = _locate(config.base_model, config.base_revision)
+    elif not (base_folder / "config.json").is_file():
+        raise ModelError(f"{name} is incomplete: its folder {BASE_FOLDER}/ with the base model is missing.")
     return Checkpoint(name=name, revision=revision, folder=folder, base_folder=base_folder, config=config)
 
 
@@ -163,6 +165,8 @@ def _snapshot(name: str, revision: str | None) -> Path:
         raise ModelError(f"The hub model {name} has no revision {revision!r}; check the name of the revision.") from e
     except (RepositoryNotFoundError, LocalEntryNotFoundError, OSError) as e:  # every error of the network is an OSError
         raise ModelError(f"The model {name} is neither in the cache nor to be had from the hub; {advice}.") from e
+    if (downloaded / "model.safetensors.index.json").is_file() and not _is_complete(downloaded):
+        raise ModelError(f"The cached copy of {name} is incomplete; connect to the network and run this again.")
     _require_safetensors(downloaded, name)
     return downloaded
 

@@ -203,7 +203,7 @@ class Fwd2BotModel(nn.Module):
         try:
             state = load_file(path)
         except Exception as e:  # safetensors raises its own kind, and OSError
-            raise ModelError(f"Cannot read {path}: {e}") from e
+            raise ModelError(f"Cannot read {path}: {_first_line(e)}") from e
         own = {n: p for n, p in self.named_parameters() if not n.startswith("base.")}
         if {n: t.shape for n, t in state.items()} != {n: p.shape for n, p in own.items()}:
             raise ModelError(f"{path} does not fit its config.json: it must hold {', '.join(sorted(own))}.")
@@ -570,11 +570,15 @@ class Fwd2BotModel(nn.Module):
         weights_of: Callable[[int, int, int], torch.Tensor],
     ) -> torch.Tensor:
         """[B, k, D]: weighted averages of each picture's image rows in ``embeds`` [B, T, D]."""
-        rows = []
-        for row, ids, (height, width) in zip(embeds, batch.input_ids, batch.grids, strict=True):
-            image = row[ids == self._image_token][: height * width]
-            weights = weights_of(k, height, width).to(embeds)
-            rows.append(weights @ image)
+        places = batch.input_ids == self._image_token
+        if len(set(batch.grids)) == 1:
+            height, width = batch.grids[0]
+            image = embeds[places].view(len(embeds), -1, embeds.shape[-1])[:, : height * width]
+            return weights_of(k, height, width).to(embeds) @ image
+        rows = [
+            weights_of(k, height, width).to(embeds) @ row[place][: height * width]
+            for row, place, (height, width) in zip(embeds, places, batch.grids, strict=True)
+        ]
         return torch.stack(rows)
 
     # ---- prompts and answers ----
@@ -626,24 +630,29 @@ def _load_base(checkpoint: Checkpoint, dtype: torch.dtype) -> tuple[PreTrainedMo
     """The base LVLM and its processor, from the folder where they were found."""
     from transformers import AutoConfig, AutoModelForImageTextToText
 
-    folder = checkpoint.base_folder
+    name, folder = checkpoint.name, checkpoint.base_folder
     try:
         config = AutoConfig.from_pretrained(folder)
     except (OSError, ValueError, KeyError) as e:
-        raise ModelError(f"{checkpoint.name} cannot be loaded: its config.json is not understood ({e}).") from e
+        raise ModelError(f"{name} cannot be loaded: its config.json is not understood ({_first_line(e)})") from e
     family_of(config)
     try:
-        base = AutoModelForImageTextToText.from_pretrained(folder, config=config, dtype=dtype)
+        base, loading = AutoModelForImageTextToText.from_pretrained(
+            folder, config=config, dtype=dtype, output_loading_info=True
+        )
         processor = load_processor(folder, config)
     except ImportError as e:
         raise ModelError(
-            f"{checkpoint.name} needs a package that is not installed: {e} Try `pip install 'fwd2bot[hub]'`."
+            f"{name} needs a package that is not installed ({_first_line(e)}); try `pip install 'fwd2bot[hub]'`."
         ) from e
-    except (OSError, ValueError, RuntimeError) as e:
-        raise ModelError(f"{checkpoint.name} cannot be loaded: {e}") from e
+    except Exception as e:  # broken files surface as many kinds, safetensors' own among them
+        raise ModelError(f"{name} cannot be loaded: {_first_line(e)}") from e
+    if missing := sorted(loading["missing_keys"]):  # they would be random numbers
+        raise ModelError(f"{name} cannot be used: {len(missing)} of its weights are missing, the first {missing[0]}.")
     if getattr(processor, "image_processor", None) is None:
-        raise ModelError(
-            f"The image processor of {checkpoint.name} could not be loaded; "
-            "for hub models, `pip install 'fwd2bot[hub]'` adds what it may need."
-        )
+        raise ModelError(f"{name} cannot be used: its image processor is missing (preprocessor_config.json).")
     return base, processor
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

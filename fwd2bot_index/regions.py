@@ -38,9 +38,10 @@ def grid_weights(k: int, height: int, width: int) -> torch.Tensor:
 
 
 def grid_shape(k: int, height: int, width: int) -> tuple[int, int]:
-    """The rows x cols = k whose shape is nearest to that of the picture (1 x k at worst, for a prime k)."""
+    """The rows x cols = k whose shape is nearest to that of the picture (1 x k at worst, for a prime k); wide on a
+    tie."""
     shapes = [(rows, k // rows) for rows in range(1, k + 1) if k % rows == 0]
-    return min(shapes, key=lambda s: abs(math.log(s[0] * width / (s[1] * height))))
+    return min(shapes, key=lambda s: (round(abs(math.log(s[0] * width / (s[1] * height))), 6), s[0]))
 
 
 Cell = tuple[int, int, int, int]

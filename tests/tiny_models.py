@@ -20,7 +20,7 @@ from fwd2bot_index.processors import without_video
 HIDDEN = 32
 CHAT_TEMPLATE = (
     "{% for m in messages %}{% for c in m['content'] %}{% if c['type'] == 'image' %}IMAGE{% else %}{{ c['text'] }}"
-    "{% endif %}{% endfor %}\n{% endfor %}"
+    "{% endif %}{% endfor %}{{ '\\n' }}{% endfor %}"
 )
 
 
