@@ -26,7 +26,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
-from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -44,7 +43,8 @@ from fwd2bot_index.checkpoints import (
     resolve,
 )
 from fwd2bot_index.config import CompressorConfig
-from fwd2bot_index.errors import ImageError, InputError, ModelError
+from fwd2bot_index.decoding import decode_image, read_file
+from fwd2bot_index.errors import InputError, ModelError
 from fwd2bot_index.families import Family, Grid, check_image_tokens, family_of
 from fwd2bot_index.processors import load_processor
 from fwd2bot_index.regions import grid_weights, region_weights
@@ -615,15 +615,10 @@ def _blank_image() -> Image.Image:
 
 
 def _rgb(image: ImageInput) -> Image.Image:
-    """Decode a picture: RGB, upright."""
-    if not isinstance(image, Image.Image):
-        source = BytesIO(image) if isinstance(image, bytes) else image
-        try:
-            image = Image.open(source)
-            image.load()
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:
-            raise ImageError(f"not a readable picture: {e}") from e
-    return ImageOps.exif_transpose(image).convert("RGB")
+    """A picture in RGB, upright."""
+    if isinstance(image, Image.Image):
+        return ImageOps.exif_transpose(image).convert("RGB")
+    return decode_image(image if isinstance(image, bytes) else read_file(image)).image
 
 
 def _load_base(checkpoint: Checkpoint, dtype: torch.dtype) -> tuple[PreTrainedModel, Any]:
