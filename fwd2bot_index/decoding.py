@@ -1,0 +1,176 @@
+"""From the bytes of an image file to pixels, or a reason why not.
+
+Notable choices:
+
+- Bytes are not trusted: the size is checked from the header before memory is taken for the pixels, only raster formats
+  that Pillow decodes by itself are tried, and whatever goes wrong inside a decoder becomes an :class:`ImageError`.
+- A truncated file is refused: half a picture is not the picture.
+- 16-bit pictures are scaled to 8 bits, not clipped; transparency becomes white; the first frame stands for an
+  animation; the EXIF orientation is applied.
+- JPEG is decoded at a half, a quarter or an eighth where that still covers ``max_side``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+import threading
+import warnings
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from fwd2bot_index.errors import ImageError
+
+MAX_PIXELS: Final = 200_000_000
+MAX_FILE_BYTES: Final = 2**30
+"""More than any picture within ``MAX_PIXELS`` takes."""
+
+FORMATS: Final = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "PNG", "PPM", "QOI", "TGA", "TIFF", "WEBP")
+
+_ORIENTATION: Final = 0x0112
+_TURNS: Final = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_HEIC_BRANDS: Final = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"})
+_pillow_limit = threading.Lock()
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodedImage:
+    """A picture that can be compressed."""
+
+    image: Image.Image
+    """RGB, upright, its longest side at most the ``max_side`` asked for."""
+    width: int
+    """Of the original, upright, in pixels."""
+    height: int
+
+
+def content_id(data: bytes) -> str:
+    """128 bits of BLAKE2b in hex: the same for the same bytes, wherever they lie."""
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
+def read_file(path: str | Path) -> bytes:
+    """The bytes of a regular file; a pipe, a socket or a device is never waited for.
+
+    Raises:
+        ImageError: it cannot be read, is no regular file, or is larger than ``MAX_FILE_BYTES``.
+    """
+    try:
+        with open(path, "rb", opener=_open_without_waiting) as f:
+            status = os.fstat(f.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise ImageError("it is not a regular file")
+            if status.st_size > MAX_FILE_BYTES:
+                raise ImageError(f"it has {status.st_size} bytes; the limit is {MAX_FILE_BYTES}")
+            return f.read(MAX_FILE_BYTES)
+    except OSError as e:
+        raise ImageError(f"it cannot be read: {e.strerror or e}") from e
+
+
+def decode_image(data: bytes, *, max_side: int | None = None, max_pixels: int = MAX_PIXELS) -> DecodedImage:
+    """The picture in these bytes, reduced so that its longest side is at most ``max_side`` (None: as it is).
+
+    Raises:
+        ImageError: there is none that could be used; its reason reads on from the name of the file.
+    """
+    if not data:
+        raise ImageError("it is empty")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow warns of oddities; here a picture is used, or refused with a reason
+        try:
+            with _open(data) as image:
+                return _decode(image, max_side, max_pixels)
+        except ImageError:
+            raise
+        except UnidentifiedImageError as e:
+            raise ImageError(_unidentified(data)) from e
+        except MemoryError as e:
+            raise ImageError("there is not enough memory to decode it") from e
+        except Exception as e:  # decoders raise nearly everything: SyntaxError, struct.error, IndexError, ...
+            raise ImageError(f"it cannot be decoded: {str(e) or type(e).__name__}") from e
+
+
+def _open(data: bytes) -> Image.Image:
+    """Reads the header. Pillow's own limit on pixels lies below ours, and is a global."""
+    with _pillow_limit:
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            return Image.open(BytesIO(data), formats=FORMATS)
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
+
+
+def _decode(image: Image.Image, max_side: int | None, max_pixels: int) -> DecodedImage:
+    width, height = image.size
+    if width * height > max_pixels:
+        raise ImageError(
+            f"it has {width} x {height} pixels; the limit is {max_pixels / 1e6:g} million, to keep memory within bounds"
+        )
+    if max_side is not None:
+        image.draft(None, (max_side, max_side))
+    drafted = image.size
+    image.load()
+    if image.size != drafted:  # TIFF turns itself upright while loading
+        width, height = height, width
+    turn = _TURNS.get(_orientation(image))
+    picture = _to_rgb(image)
+    if max_side is not None:
+        picture.thumbnail((max_side, max_side), Image.Resampling.BICUBIC, reducing_gap=2.0)
+    if turn is not None:
+        picture = picture.transpose(turn)
+        if turn in (_TURNS[5], _TURNS[6], _TURNS[7], _TURNS[8]):
+            width, height = height, width
+    return DecodedImage(image=picture, width=width, height=height)
+
+
+def _orientation(image: Image.Image) -> int:
+    """1 (upright) also where the EXIF data is damaged: that is no reason to leave a picture out."""
+    try:
+        return int(image.getexif().get(_ORIENTATION, 1))
+    except Exception:
+        return 1
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16"):
+        wide = np.asarray(image).astype(np.uint32)
+        return Image.fromarray(((wide * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        return _stretch(image)
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        white = Image.new("RGBA", layer.size, "white")
+        return Image.alpha_composite(white, layer).convert("RGB")
+    return image.convert("RGB")
+
+
+def _stretch(image: Image.Image) -> Image.Image:
+    """32-bit and floating-point pictures have no fixed range: their darkest becomes black and their lightest white."""
+    values = np.nan_to_num(np.asarray(image, dtype=np.float64), nan=0.0, posinf=0.0, neginf=0.0)
+    low, high = values.min(), values.max()
+    scaled = (values - low) * (255 / (high - low)) if high > low else np.zeros_like(values)
+    return Image.fromarray(np.rint(scaled).astype(np.uint8)).convert("RGB")
+
+
+def _unidentified(data: bytes) -> str:
+    if data[4:8] == b"ftyp" and data[8:12] in _HEIC_BRANDS:
+        return "HEIC is not supported; convert it to JPEG or PNG"
+    return "it is not an image that can be read"
+
+
+def _open_without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
