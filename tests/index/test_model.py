@@ -128,7 +128,8 @@ def test_batched_equals_one_by_one(family: str, tmp_path: Path) -> None:
 
 @every_family
 def test_half_precision_runs_through_and_stays_near(family: str, tmp_path: Path) -> None:
-    """bfloat16 is the default on a GPU: every input must be cast, and what is learned outside the base stays float32."""
+    """bfloat16 is the default on a GPU: every input must be cast, and what is learned outside the base stays
+    float32."""
     model = trained(family)
     model.save_pretrained(tmp_path)
     half = Fwd2BotModel.from_pretrained(tmp_path, device="cpu", dtype=torch.bfloat16)
