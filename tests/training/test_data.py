@@ -31,6 +31,16 @@ def test_a_batch_depends_on_seed_and_step_alone() -> None:
     assert batch(1, 5) != batch(2, 5)
 
 
+def test_the_curriculum_grows_the_scenes() -> None:
+    mixture = Mixture([(SceneSource(image_size=24, curriculum_steps=100), 1.0)], seed=0, batch_size=12)
+
+    def most(step: int) -> int:
+        described = [e.segments[-1].answer for e in mixture.batch(step)[1]]
+        return max(d.count(",") + 1 for d in described)
+
+    assert [most(step) for step in (0, 20, 100, 500)] == [1, 2, 6, 6]
+
+
 def test_sources_are_drawn_by_weight() -> None:
     rare, common = SceneSource(image_size=24, name="rare"), SceneSource(image_size=24, name="common")
     mixture = Mixture([(rare, 1.0), (common, 9.0)], seed=0, batch_size=1)
@@ -41,7 +51,7 @@ def test_sources_are_drawn_by_weight() -> None:
 def test_captions_one_for_contrast_and_others_to_say(tmp_path: Path) -> None:
     _parquet(tmp_path / "a.parquet", [{"captions": ["A dog runs .", "The dog", "Two dogs", "It", "Run"]}])
     source = ParquetSource.read("a", tmp_path / "a.parquet", image_size=24)
-    example = source.example(np.random.default_rng(0))
+    example = source.example(np.random.default_rng(0), step=0)
     said = {s.answer for s in example.segments}
     assert example.caption not in said
     assert len(said) == 2
@@ -51,7 +61,7 @@ def test_captions_one_for_contrast_and_others_to_say(tmp_path: Path) -> None:
 def test_multiple_choice_trains_on_the_right_option(tmp_path: Path) -> None:
     qa = [{"question": "Who ?", "options": ["No one.", "A man.", "A cat."], "answer_index": 1}]
     _parquet(tmp_path / "a.parquet", [{"qa": qa}])
-    example = ParquetSource.read("a", tmp_path / "a.parquet", image_size=24).example(np.random.default_rng(0))
+    example = ParquetSource.read("a", tmp_path / "a.parquet", image_size=24).example(np.random.default_rng(0), step=0)
     assert [(s.prompt, s.answer) for s in example.segments] == [("who ?", "a man")]
     assert example.caption is None
 
@@ -68,7 +78,7 @@ def test_pictures_are_not_mirrored_where_a_text_names_a_side(tmp_path: Path) -> 
     mirrored = {}
     for name in ("sided", "free"):
         source = ParquetSource.read(name, tmp_path / f"{name}.parquet", image_size=20)
-        shots = [source.example(np.random.default_rng(i)).image for i in range(30)]
+        shots = [source.example(np.random.default_rng(i), step=0).image for i in range(30)]
         mirrored[name] = sum(s[:, 0].mean() > s[:, -1].mean() for s in shots)
     assert mirrored["sided"] == 0
     assert 5 < mirrored["free"] < 25

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -14,9 +15,11 @@ from fwd2bot_index import scenes
 from fwd2bot_index.errors import InputError
 from fwd2bot_index.model import Fwd2BotModel
 from fwd2bot_training import compress, pretrain
-from fwd2bot_training.data import Mixture
+from fwd2bot_training.data import Example, Mixture, Region, Segment
 from fwd2bot_training.objectives import CompressObjective, PretrainObjective, collate
 from fwd2bot_training.trainer import TrainConfig, Trainer, TrainingDivergedError
+
+from .conftest import CONFIG
 
 
 @pytest.fixture
@@ -100,6 +103,35 @@ def test_schedule() -> None:
     assert config.lr_at(50) == 1.0
     assert config.lr_at(85) == pytest.approx(0.5)
     assert 0 < config.lr_at(99) < 0.05
+
+
+def test_vision_only_moves_the_vision_part_alone(
+    tmp_path: Path, make_base: Callable[[], Any], tokenizer: Any, mixture: Mixture
+) -> None:
+    base = make_base()
+    base.model.language_model.requires_grad_(False)
+    objective = PretrainObjective(base, tokenizer, contrastive_weight=0.0, vision_only=True)
+    before = {n: p.detach().clone() for n, p in base.named_parameters()}
+    trainer = Trainer(objective, mixture, TrainConfig(steps=1, warmup=1), tmp_path, export=lambda: None)
+    losses = trainer.train_step(collate(0, *mixture.batch(0), tokenizer, probes=()))
+    assert set(losses.parts) == {"words"}
+    moved = {n for n, p in base.named_parameters() if not torch.equal(p, before[n])}
+    assert any("projector" in n for n in moved)
+    assert any("vision_tower" in n for n in moved)
+    assert not any("language_model" in n for n in moved)
+
+
+def test_the_word_loss_reads_the_cells_under_the_box(make_base: Callable[[], Any], tokenizer: Any) -> None:
+    objective = PretrainObjective(make_base(), tokenizer, contrastive_weight=0.0, vision_only=True)
+    image = np.zeros((48, 48, 3), np.uint8)
+    corner = Region(box=(0.55, 0.0, 1.0, 0.2), text="red star")  # columns 2-3 of 4, row 0
+    segment = Segment(prompt="what?", answer="yes")
+    example = Example(image=image, segments=(segment,), regions=(corner,))
+    batch = collate(0, "scenes", [example], tokenizer, probes=())
+    features = torch.randn(1, 16, CONFIG.hidden_size, requires_grad=True)
+    objective._word_loss(features, batch).backward()
+    assert features.grad is not None
+    assert features.grad[0].abs().sum(-1).nonzero().flatten().tolist() == [2, 3]
 
 
 @pytest.fixture

@@ -40,10 +40,23 @@ class Segment:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Region:
+    """Part of a picture and words for what is there, for the word loss of the vision part."""
+
+    box: tuple[float, float, float, float]
+    """Left, top, right, bottom as shares of the picture's sides."""
+    text: str
+
+
+WHOLE = (0.0, 0.0, 1.0, 1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Example:
     image: npt.NDArray[np.uint8]
     """[H, W, 3] RGB."""
     segments: tuple[Segment, ...]
+    regions: tuple[Region, ...] = ()
     caption: str | None = None
     """The text of the contrastive loss; None: this picture takes no part in it."""
 
@@ -52,7 +65,7 @@ class Source(Protocol):
     @property
     def name(self) -> str: ...
 
-    def example(self, rng: Rng) -> Example: ...
+    def example(self, rng: Rng, *, step: int) -> Example: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,10 +77,16 @@ class SceneSource:
     """Questions plus objects: a description grows with the objects, so this keeps the rows of a batch equally long."""
     weights: Mapping[str, float] | None = None
     """Relative frequency of the question types; None: relations twice as often as the others."""
+    curriculum_steps: int = 0
+    """Scenes grow from one object to all over this many steps: a model from scratch learns to look at one object in a
+    few hundred steps, and at six not in a thousand. 0: all from the start."""
     name: str = "scenes"
 
-    def example(self, rng: Rng) -> Example:
-        scene = scenes.sample_scene(rng)
+    def example(self, rng: Rng, *, step: int) -> Example:
+        most = scenes.MAX_OBJECTS
+        if step < self.curriculum_steps:
+            most = 1 + (scenes.MAX_OBJECTS - 1) * step // self.curriculum_steps
+        scene = scenes.sample_scene(rng, max_objects=most)
         weights = self.weights or {"relation": 2.0}
         types = list(scenes.QUESTION_TYPES)
         p = np.array([weights.get(t, 1.0) for t in types])
@@ -79,8 +98,18 @@ class SceneSource:
             if q := scenes.ask(scene, types[i], rng):
                 segments.append(Segment(prompt=q.text, answer=q.answer, kind=q.type))
         segments.append(Segment(prompt=DESCRIBE, answer=scenes.describe(scene), kind="describe"))
-        image = np.asarray(scenes.render(scene, size=self.image_size))
-        return Example(image=image, segments=tuple(segments), caption=str(scenes.caption(scene, rng)))
+        return Example(
+            image=np.asarray(scenes.render(scene, size=self.image_size)),
+            segments=tuple(segments),
+            regions=tuple(
+                Region(
+                    box=(t.x - t.radius, t.y - t.radius, t.x + t.radius, t.y + t.radius),
+                    text=f"{t.size} {t.color} {t.shape} {t.place}",
+                )
+                for t in scene.things
+            ),
+            caption=str(scenes.caption(scene, rng)),
+        )
 
 
 @dataclass(frozen=True)
@@ -106,19 +135,22 @@ class ParquetSource:
             raise InputError(f"{path} needs an image column and one of captions, qa, word.")
         return cls(name, table.select(sorted(columns)).to_pylist(), image_size, augment)
 
-    def example(self, rng: Rng) -> Example:
+    def example(self, rng: Rng, *, step: int) -> Example:
         row = self.rows[int(rng.integers(len(self.rows)))]
         caption: str | None = None
+        regions: tuple[Region, ...] = ()
         if "captions" in row:
             order = rng.permutation(len(row["captions"]))
             texts = [clean(row["captions"][i]) for i in order]
             segments = [Segment(prompt=CAPTION, answer=t, kind="caption") for t in texts[1:3]]
             caption = texts[0]
+            regions = (Region(box=WHOLE, text=", ".join(texts)),)
         elif "qa" in row:
             order = rng.permutation(len(row["qa"]))[: self.num_segments]
             segments = [_qa(row["qa"][i], self.name) for i in order]
         else:
             segments = [Segment(prompt=NAME, answer=clean(row["word"]), kind="name")]
+            regions = (Region(box=WHOLE, text=clean(row["word"])),)
         image = Image.open(BytesIO(row["image"]["bytes"])).convert("RGB")
         if self.augment:
             image = _random_crop(image, rng)
@@ -127,7 +159,10 @@ class ParquetSource:
                 image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         size = (self.image_size, self.image_size)
         return Example(
-            image=np.asarray(image.resize(size, Image.Resampling.BICUBIC)), segments=tuple(segments), caption=caption
+            image=np.asarray(image.resize(size, Image.Resampling.BICUBIC)),
+            segments=tuple(segments),
+            regions=regions,
+            caption=caption,
         )
 
 
@@ -176,13 +211,20 @@ class Mixture:
 
     @classmethod
     def from_weights(
-        cls, weights: Mapping[str, float], *, data: Path | None, image_size: int, seed: int, batch_size: int
+        cls,
+        weights: Mapping[str, float],
+        *,
+        data: Path | None,
+        image_size: int,
+        seed: int,
+        batch_size: int,
+        curriculum_steps: int = 0,
     ) -> Mixture:
         """``weights`` names ``scenes`` and `DATASETS`; ``data`` is the folder that holds the latter."""
         sources: list[tuple[Source, float]] = []
         for name, weight in weights.items():
             if name == "scenes":
-                sources.append((SceneSource(image_size=image_size), weight))
+                sources.append((SceneSource(image_size=image_size, curriculum_steps=curriculum_steps), weight))
             elif name not in DATASETS:
                 raise InputError(f"Unknown source {name!r}; known: scenes, {', '.join(DATASETS)}.")
             elif data is None:
@@ -197,7 +239,7 @@ class Mixture:
     def batch(self, step: int) -> tuple[str, list[Example]]:
         rng = np.random.default_rng([self.seed, step])
         source = self.sources[int(rng.choice(len(self.sources), p=self.weights))]
-        return source.name, [source.example(rng) for _ in range(self.batch_size)]
+        return source.name, [source.example(rng, step=step) for _ in range(self.batch_size)]
 
     def texts(self, rng: Rng, *, scenes_count: int = 4000) -> Iterator[str]:
         """Every text that training can show, for a tokenizer: all of the parquet files, a sample of the scenes."""

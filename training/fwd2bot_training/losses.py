@@ -25,6 +25,20 @@ def autoregressive(logits: torch.Tensor, labels: torch.Tensor, weights: torch.Te
     return (losses * weights).sum() / weights.sum()
 
 
+def words(features: torch.Tensor, vocabulary: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Regions predict the words said of them (Joulin et al., arXiv 1511.02251), through the LLM's own embeddings.
+
+    Args:
+        features: [R, D] averages of image tokens, as they enter the LLM; only their direction matters.
+        vocabulary: [V, D] the LLM's (tied) embeddings.
+        targets: [R, V] rows sum to 1: the share of each word.
+    Returns:
+        [] cross entropy in nats; features that say nothing give log V.
+    """
+    normed = features * features.float().pow(2).mean(-1, keepdim=True).add(1e-6).rsqrt()
+    return -(targets * F.log_softmax(normed @ vocabulary.T, dim=-1)).sum(-1).mean()
+
+
 def info_nce(images: torch.Tensor, texts: torch.Tensor, logit_scale: torch.Tensor) -> torch.Tensor:
     """Symmetric InfoNCE after the first pass (CLIP's form, arXiv 2103.00020), in nats.
 

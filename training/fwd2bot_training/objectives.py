@@ -8,6 +8,8 @@ Shapes: B pictures, N image tokens, K summary tokens, D hidden size.
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -23,6 +25,26 @@ from fwd2bot_training import losses
 from fwd2bot_training.data import Example
 from fwd2bot_training.packing import Packed, pack, run_packed
 
+_STOP_WORDS = {
+    "a",
+    "an",
+    "the",
+    "of",
+    "in",
+    "on",
+    "at",
+    "to",
+    "with",
+    "and",
+    "is",
+    "are",
+    "his",
+    "her",
+    "its",
+    "by",
+    "for",
+    "from",
+}
 TRAINING_FREE = CompressorConfig.training_free("base")
 
 
@@ -37,6 +59,8 @@ class Batch:
     packed: Packed
     captions: list[str] | None
     """One for each picture, or None: no contrastive loss in this batch."""
+    regions: list[tuple[int, tuple[float, float, float, float], list[int]]]
+    """(row, box, token ids of the words) for the word loss."""
 
 
 @dataclass(kw_only=True)
@@ -57,7 +81,14 @@ def collate(
         images=torch.from_numpy(np.stack([e.image for e in examples])).permute(0, 3, 1, 2).contiguous(),
         packed=pack([e.segments for e in examples], tokenizer, probes=probes if contrastive else ()),
         captions=captions if contrastive else None,
+        regions=[(i, r.box, _word_ids(tokenizer, r.text)) for i, e in enumerate(examples) for r in e.regions],
     )
+
+
+def _word_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """As they stand inside a sentence: with the space before them."""
+    words = [w for w in re.findall(r"\w+", text) if w not in _STOP_WORDS]
+    return [i for w in words for i in tokenizer.encode(" " + w, add_special_tokens=False)]
 
 
 def to_pixels(images: torch.Tensor) -> torch.Tensor:
@@ -91,15 +122,27 @@ def encode_texts(
 
 
 class PretrainObjective(torch.nn.Module):
-    """An ordinary LVLM: AR loss from all image tokens, plus InfoNCE between the one-word-summary states.
+    """An ordinary LVLM: AR loss from all image tokens, plus InfoNCE between the one-word-summary states, plus the word
+    loss on the image tokens themselves, which teaches a vision part from scratch what words there are to see.
 
-    ``contrastive_weight`` 0 turns the second part, and its text pass, off.
+    ``contrastive_weight`` and ``word_weight`` 0 turn these parts off. ``vision_only`` leaves the LLM out: the word loss
+    alone, for a warm-up at several times the speed.
     """
 
     probes = (TRAINING_FREE.compress_prompt,)
 
-    def __init__(self, base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, contrastive_weight: float) -> None:
+    def __init__(
+        self,
+        base: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        contrastive_weight: float,
+        word_weight: float = 0.0,
+        vision_only: bool = False,
+    ) -> None:
         super().__init__()
+        self.word_weight = word_weight
+        self.vision_only = vision_only
         self.base = base
         self.tokenizer = tokenizer
         self.contrastive_weight = contrastive_weight
@@ -108,8 +151,15 @@ class PretrainObjective(torch.nn.Module):
     def forward(self, batch: Batch) -> StepLosses:
         model = self.base.model
         features = torch.stack(list(model.get_image_features(to_pixels(batch.images)).pooler_output))
+        if self.vision_only:
+            word_loss = self._word_loss(features, batch)
+            return StepLosses(total=word_loss, parts={"words": float(word_loss.detach())})
         hidden = run_packed(model.language_model, wrap(model.language_model, self.tokenizer, features), batch.packed)
         total, parts = _answer_loss(self.base.lm_head, hidden, batch.packed)
+        if self.word_weight and batch.regions:
+            word_loss = self._word_loss(features, batch)
+            total = total + self.word_weight * word_loss
+            parts["words"] = float(word_loss.detach())
         if batch.captions is not None and self.contrastive_weight:
             images = F.normalize(hidden[torch.arange(len(hidden)), batch.packed.last[:, 0]], dim=-1)
             prompts = [TRAINING_FREE.text_prompt.format(text=c) + "\n" for c in batch.captions]
@@ -118,6 +168,20 @@ class PretrainObjective(torch.nn.Module):
             total = total + self.contrastive_weight * contrast
             parts["nce"] = float(contrast.detach())
         return StepLosses(total=total, parts=parts)
+
+    def _word_loss(self, features: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """``features``: [B, N, D] with N a square grid."""
+        side = math.isqrt(features.shape[1])
+        centres = (torch.arange(side) + 0.5) / side
+        vocabulary = self.base.model.language_model.get_input_embeddings().weight
+        rows, targets = [], torch.zeros(len(batch.regions), len(vocabulary))
+        for i, (row, (left, top, right, bottom), ids) in enumerate(batch.regions):
+            half = 0.5 / side  # a cell belongs to a box that reaches into it
+            across = (centres > left - half) & (centres < right + half)
+            down = (centres > top - half) & (centres < bottom + half)
+            rows.append(features[row][(down[:, None] & across).flatten()].mean(0))
+            targets[i].index_add_(0, torch.tensor(ids), torch.full((len(ids),), 1 / len(ids)))
+        return losses.words(torch.stack(rows), vocabulary, targets)
 
 
 def wrap(language_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tokens: torch.Tensor) -> torch.Tensor:

@@ -32,6 +32,8 @@ MIXTURE = {
     "daquar": 0.02,
 }
 
+VISION_MIXTURE = {"scenes": 0.6, "flickr8k": 0.25, "cifar100": 0.15}
+
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="fwd2bot_training.pretrain", description=__doc__.splitlines()[0])
@@ -45,15 +47,23 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--decay", type=float, default=0.3, help="share of the steps with a falling learning rate")
+    parser.add_argument("--curriculum-steps", type=int, default=0, help="scenes grow from one object to six over these")
+    parser.add_argument("--vision-only", action="store_true", help="train the vision part alone, by the word loss")
+    parser.add_argument("--word-weight", type=float, default=0.2)
     parser.add_argument("--contrastive-weight", type=float, default=0.2)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
 
     torch.manual_seed(args.seed)
     config = small_llava.SmallLlavaConfig()
-    weights = {"scenes": 1.0} if args.scenes_only else MIXTURE
+    weights = {"scenes": 1.0} if args.scenes_only else VISION_MIXTURE if args.vision_only else MIXTURE
     mixture = Mixture.from_weights(
-        weights, data=args.data, image_size=config.image_size, seed=args.seed, batch_size=args.batch_size
+        weights,
+        data=args.data,
+        image_size=config.image_size,
+        seed=args.seed,
+        batch_size=args.batch_size,
+        curriculum_steps=args.curriculum_steps,
     )
     model_folder = args.out / "model"
     known = next((f for f in (model_folder, args.init) if f and (f / "tokenizer.json").exists()), None)
@@ -66,13 +76,21 @@ def main(argv: list[str] | None = None) -> int:
     base = small_llava.make_model(tokenizer, config)
     if args.init:
         base.load_state_dict(AutoModelForImageTextToText.from_pretrained(args.init).state_dict())
+    if args.vision_only:
+        base.model.language_model.requires_grad_(False)
 
     def export() -> None:
         base.save_pretrained(model_folder)
         small_llava.make_processor(tokenizer, config).save_pretrained(model_folder)
 
     trainer = Trainer(
-        PretrainObjective(base, tokenizer, contrastive_weight=args.contrastive_weight),
+        PretrainObjective(
+            base,
+            tokenizer,
+            contrastive_weight=args.contrastive_weight,
+            word_weight=args.word_weight,
+            vision_only=args.vision_only,
+        ),
         mixture,
         TrainConfig(steps=args.steps, lr=args.lr, decay=args.decay),
         args.out,
