@@ -37,7 +37,7 @@ class Family:
     language_model: str = "model.language_model"
     """Module path of the LLM (without its head) in the base."""
     image_settings: Mapping[str, Any] = field(default_factory=dict)
-    """Settings of the image processor that give one view per picture."""
+    """Settings of the image processor that give one view per picture; a function computes one from the processor."""
     nested_images: bool = False
     """The image processor takes one list of pictures per text."""
     trailing_image_tokens: int = 0
@@ -60,7 +60,7 @@ class Family:
     ) -> tuple[dict[str, torch.Tensor], list[Grid]]:
         """Pixel inputs of the base's vision part and the grid of every picture (RGB Pillow images)."""
         pictures = [[i] for i in images] if self.nested_images else list(images)
-        settings = {k: v(processor.image_processor) if callable(v) else v for k, v in self.image_settings.items()}
+        settings = self.settings_for(processor.image_processor)
         inputs = dict(processor.image_processor(images=pictures, return_tensors="pt", **settings))
         if self.cell is None:
             merge = config.vision_config.spatial_merge_size
@@ -77,6 +77,10 @@ class Family:
         for unused in ("num_crops", "num_patches", "rows", "cols"):
             inputs.pop(unused, None)
         return inputs, grids
+
+    def settings_for(self, image_processor: Any) -> dict[str, Any]:
+        """What to call this image processor with; see ``image_settings``."""
+        return {k: v(image_processor) if callable(v) else v for k, v in self.image_settings.items()}
 
     def num_image_tokens(self, grid: Grid) -> int:
         return grid[0] * grid[1] + self.trailing_image_tokens
@@ -166,8 +170,8 @@ REFUSED: Mapping[str, str] = {
     "idefics2": _QUERY_FORMER,
     "kosmos-2": _QUERY_FORMER,
     "florence2": _ENCODER_DECODER,
-    "pix2struct": _ENCODER_DECODER,
-    "vision-encoder-decoder": _ENCODER_DECODER,
+    "pix2struct": _CROSS_ATTENTION,
+    "vision-encoder-decoder": _CROSS_ATTENTION,
     "fast_vlm": _NEEDS_TIMM,
     "gemma3n": _NEEDS_TIMM,
 }

@@ -106,8 +106,7 @@ class Fwd2BotModel(nn.Module):
         self.text_head: nn.Linear | None = None
         if config.mode == "trained":
             device, dim = base.device, self.token_dim
-            # as large as the rows that the LLM is used to
-            scale = base.get_input_embeddings().weight.detach().float().std().item()
+            scale = _typical_row_scale(base)
             self.queries = nn.Parameter(torch.randn(config.num_summary_tokens, dim, device=device) * scale)
             self.text_query = nn.Parameter(torch.randn(1, dim, device=device) * scale)
             self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / _INITIAL_TEMPERATURE), device=device))
@@ -324,6 +323,8 @@ class Fwd2BotModel(nn.Module):
         A completion is tokenized alone, without special tokens, and appended to the prompt's ids. The prompt is
         computed once; a completion of a single token costs nothing more.
         """
+        if not completions:
+            raise InputError("There are no completions to score.")
         tokens = tokens.to(self.device)
         ids, mask = self.prepare_prompts(prompt, len(tokens), num_tokens=tokens.shape[1])
         scores = []
@@ -608,6 +609,14 @@ class Fwd2BotModel(nn.Module):
 
 def _unit(states: torch.Tensor, head: nn.Linear | None) -> torch.Tensor:
     return F.normalize(head(states) if head is not None else states, dim=-1)
+
+
+def _typical_row_scale(base: PreTrainedModel) -> float:
+    """Standard deviation of the rows that the LLM is used to, so that fresh queries start out alike (Gemma's embedding
+    layer scales its weights, so its outputs are what counts)."""
+    embeddings = base.get_input_embeddings()
+    with torch.no_grad():
+        return float(embeddings(torch.arange(min(1000, embeddings.num_embeddings), device=base.device)).float().std())
 
 
 def _blank_image() -> Image.Image:

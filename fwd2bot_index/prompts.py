@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from fwd2bot_index.errors import ModelError
+from fwd2bot_index.errors import InputError, ModelError
 from fwd2bot_index.families import Family
 
 
@@ -40,7 +40,7 @@ def image_prompt(processor: Any, family: Family, prompt: str, *, image: Any, ima
         ModelError: no chat template, or a layout other than one run of placeholders.
     """
     text = render(processor, family, prompt, with_image=True)
-    settings = {k: v(processor.image_processor) if callable(v) else v for k, v in family.image_settings.items()}
+    settings = family.settings_for(processor.image_processor)
     encoded = processor(text=[text], images=[image], **_special_tokens(processor, text), **settings)
     ids = [int(i) for i in encoded["input_ids"][0]]
     if image_token not in ids:
@@ -58,10 +58,14 @@ def text_prompt_ids(processor: Any, family: Family, prompt: str) -> list[int]:
 
 
 def completion_ids(processor: Any, completion: str) -> list[int]:
-    """Token ids of an answer, to be appended to those of its prompt: tokenized alone, without special tokens."""
+    """Token ids of an answer, to be appended to those of its prompt: tokenized alone, without special tokens.
+
+    Raises:
+        InputError: it has none.
+    """
     ids = list(processor.tokenizer(completion, add_special_tokens=False)["input_ids"])
     if not ids:
-        raise ModelError(f"The completion {completion!r} has no tokens, so it has no likelihood.")
+        raise InputError(f"The completion {completion!r} has no tokens, so it has no likelihood.")
     return ids
 
 

@@ -142,6 +142,40 @@ def _qwen_ids(words: PreTrainedTokenizerFast) -> dict[str, int]:
     return dict(zip(names, words.convert_tokens_to_ids(list(_QWEN_TOKENS)), strict=True))
 
 
+def qwen2_vl() -> tuple[Any, Any]:
+    """As Qwen2.5-VL, with full attention in the vision encoder."""
+    from transformers import (
+        Qwen2VLConfig,
+        Qwen2VLForConditionalGeneration,
+        Qwen2VLImageProcessorPil,
+        Qwen2VLProcessor,
+    )
+
+    words = tokenizer(*_QWEN_TOKENS)
+    processor = without_video(Qwen2VLProcessor)(
+        image_processor=Qwen2VLImageProcessorPil(
+            patch_size=8, merge_size=2, size={"shortest_edge": 32 * 32, "longest_edge": 96 * 96}
+        ),
+        tokenizer=words,
+        chat_template=_QWEN_TEMPLATE,
+    )
+    config = Qwen2VLConfig(
+        text_config=text_settings(
+            len(words), rope_parameters={"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}
+        ),
+        vision_config={
+            "depth": 2,
+            "embed_dim": 24,
+            "hidden_size": HIDDEN,
+            "num_heads": 2,
+            "mlp_ratio": 2,
+            "patch_size": 8,
+        },
+        **_qwen_ids(words),
+    )
+    return Qwen2VLForConditionalGeneration(config), processor
+
+
 def qwen2_5_vl() -> tuple[Any, Any]:
     """Native resolution, M-RoPE, window attention: an 8-pixel patch, 2x2 of them in a token."""
     from transformers import (
@@ -349,7 +383,7 @@ def gemma3() -> tuple[Any, Any]:
 FAMILIES = {
     builder.__name__: builder
     for builder in (
-        llava, llava_onevision, qwen2_5_vl, qwen3_vl, idefics3, smolvlm, internvl, paligemma, gemma3,
+        llava, llava_onevision, qwen2_vl, qwen2_5_vl, qwen3_vl, idefics3, smolvlm, internvl, paligemma, gemma3,
     )
 }  # fmt: skip
 

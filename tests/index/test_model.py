@@ -360,6 +360,32 @@ def test_a_photo_is_turned_upright(tmp_path: Path) -> None:
     assert torch.equal(model.compress([path]).tokens, model.compress([picture]).tokens)
 
 
+def test_a_base_with_missing_weights_is_refused(tmp_path: Path) -> None:
+    """Transformers would fill them with random numbers."""
+    from safetensors.torch import load_file, save_file
+
+    training_free("llava", tmp_path)
+    state = load_file(tmp_path / "model.safetensors")
+    del state[next(n for n in sorted(state) if "multi_modal_projector" in n)]
+    save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"1 of its weights are missing, the first .*multi_modal_projector"):
+        Fwd2BotModel.from_pretrained(tmp_path, device="cpu")
+    (tmp_path / "model.safetensors").write_bytes(b"no weights")
+    with pytest.raises(ModelError, match="cannot be loaded") as caught:
+        Fwd2BotModel.from_pretrained(tmp_path, device="cpu")
+    assert "\n" not in str(caught.value)
+
+
+def test_fresh_queries_are_as_large_as_the_rows_that_the_llm_is_used_to() -> None:
+    for family in ("llava", "gemma3"):  # Gemma scales what comes out of its embedding layer
+        model = trained(family)
+        ids = torch.arange(4, 100)
+        with torch.no_grad():
+            usual = model.base.get_input_embeddings()(ids).std()
+        assert model.queries is not None
+        assert 0.7 < model.queries.std() / usual < 1.4
+
+
 def test_bad_input_is_refused_in_a_sentence(tmp_path: Path) -> None:
     model = trained("llava")
     tokens = model.compress(tiny_models.pictures(2)).tokens
@@ -376,8 +402,10 @@ def test_bad_input_is_refused_in_a_sentence(tmp_path: Path) -> None:
         model.generate(tokens, ["a", "b", "c"])
     with pytest.raises(InputError, match="max_new_tokens"):
         model.generate(tokens, "a", max_new_tokens=0)
-    with pytest.raises(ModelError, match="completion ''"):
+    with pytest.raises(InputError, match="completion ''"):
         model.loglikelihood(tokens, "a", [""])
+    with pytest.raises(InputError, match="no completions"):
+        model.loglikelihood(tokens, "a", [])
     with pytest.raises(InputError, match="do not fit"):
         model.generate(tokens[..., :-1], "a")
     with pytest.raises(ModelError, match="no fingerprint"):

@@ -7,7 +7,7 @@ import tiny_models
 import torch
 
 from fwd2bot_index import prompts
-from fwd2bot_index.errors import ModelError
+from fwd2bot_index.errors import InputError, ModelError
 from fwd2bot_index.families import family_of
 
 IMAGE = tiny_models.pictures(1)[0]
@@ -25,6 +25,7 @@ def decoded(family: str, prompt: str, *, count: int = 2) -> str:
     [
         ("llava", "<image><image>\nhi\n"),
         ("llava_onevision", "<image><image>\nhi\n"),
+        ("qwen2_vl", "<|vision_start|><|image_pad|><|image_pad|><|vision_end|>hi\n"),
         ("qwen2_5_vl", "<|vision_start|><|image_pad|><|image_pad|><|vision_end|>hi\n"),
         ("qwen3_vl", "<|vision_start|><|image_pad|><|image_pad|><|vision_end|>hi\n"),
         ("idefics3", "<fake_token_around_image><global-img><image><image><fake_token_around_image>hi\n"),
@@ -81,7 +82,7 @@ def test_a_template_without_a_place_for_the_picture_is_refused() -> None:
 def test_completions_have_no_special_tokens_and_are_not_empty() -> None:
     _, processor = tiny_models.build("llava")
     assert prompts.completion_ids(processor, "yes") == processor.tokenizer.convert_tokens_to_ids(list("yes"))
-    with pytest.raises(ModelError, match="no tokens"):
+    with pytest.raises(InputError, match="no tokens"):
         prompts.completion_ids(processor, "")
 
 
