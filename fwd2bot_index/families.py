@@ -82,6 +82,16 @@ class Family:
         """What to call this image processor with; see ``image_settings``."""
         return {k: v(image_processor) if callable(v) else v for k, v in self.image_settings.items()}
 
+    def decode_side(self, pixels: Mapping[str, torch.Tensor]) -> int:
+        """The longest side in pixels that is worth decoding a picture to, given the inputs made of any one picture.
+
+        Four times what the vision encoder sees: a picture four times as long as wide loses nothing, and the resampling
+        to the final size has enough to work on.
+        """
+        if self.cell is None:
+            return 2 * math.isqrt(_NATIVE_MAX_PIXELS)
+        return 4 * max(pixels["pixel_values"].shape[-2:])
+
     def num_image_tokens(self, grid: Grid) -> int:
         return grid[0] * grid[1] + self.trailing_image_tokens
 

@@ -213,8 +213,8 @@ class Fwd2BotModel(nn.Module):
     def _check_layout(self) -> None:
         """Compare the descriptor with what this very processor does, so that a surprise is an error and never a wrong
         row."""
-        image = _blank_image()
-        _, grids = self.family.process_images(self.processor, [image], self.base.config)
+        pixels, grids = self.family.process_images(self.processor, [_blank_image()], self.base.config)
+        self._decode_side = self.family.decode_side(pixels)
         if not self.family.tiles_always:
             check_image_tokens(self.family, self._image_prompt(self.config.compress_prompt).num_image_tokens, grids[0])
 
@@ -257,6 +257,11 @@ class Fwd2BotModel(nn.Module):
     @property
     def embedding_dim(self) -> int:
         return self.config.embedding_dim or self.token_dim
+
+    @property
+    def decode_side(self) -> int:
+        """The longest side, in pixels, that is worth decoding a picture to before preprocessing."""
+        return self._decode_side
 
     @property
     def device(self) -> torch.device:
@@ -378,7 +383,7 @@ class Fwd2BotModel(nn.Module):
         """Decode (RGB, upright), preprocess and lay out a batch of pictures for the first pass."""
         if not images:
             raise InputError("There are no pictures to compress.")
-        pixels, grids = self.family.process_images(self.processor, [_rgb(i) for i in images], self.base.config)
+        pixels, grids = self.family.process_images(self.processor, [self._picture(i) for i in images], self.base.config)
         prompt = self._image_prompt(self.config.compress_prompt)
         rows = [prompt.ids(self._image_token, self.family.num_image_tokens(grid)) for grid in grids]
         ids, mask = prompts.pad_left(rows, padding=self._padding)
@@ -582,7 +587,14 @@ class Fwd2BotModel(nn.Module):
         ]
         return torch.stack(rows)
 
-    # ---- prompts and answers ----
+    # ---- pictures, prompts and answers ----
+
+    def _picture(self, image: ImageInput) -> Image.Image:
+        """RGB, upright; a file is decoded as indexing decodes it."""
+        if isinstance(image, Image.Image):
+            return ImageOps.exif_transpose(image).convert("RGB")
+        data = image if isinstance(image, bytes) else read_file(image)
+        return decode_image(data, max_side=self.decode_side).image
 
     def _make_image_prompt(self, prompt: str) -> prompts.ImagePrompt:
         return prompts.image_prompt(
@@ -621,13 +633,6 @@ def _typical_row_scale(base: PreTrainedModel) -> float:
 
 def _blank_image() -> Image.Image:
     return Image.new("RGB", (64, 64), (128, 128, 128))
-
-
-def _rgb(image: ImageInput) -> Image.Image:
-    """A picture in RGB, upright."""
-    if isinstance(image, Image.Image):
-        return ImageOps.exif_transpose(image).convert("RGB")
-    return decode_image(image if isinstance(image, bytes) else read_file(image)).image
 
 
 def _load_base(checkpoint: Checkpoint, dtype: torch.dtype) -> tuple[PreTrainedModel, Any]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import tiny_models
 import torch
+from PIL import Image
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from fwd2bot_index.config import CompressorConfig
@@ -65,6 +67,20 @@ def test_native_resolution_is_limited_to_a_megapixel() -> None:
     _, grids = family.process_images(processor, tiny_models.pictures(1, sizes=[(1600, 1200)]), base.config)
     (height, width), cell = grids[0], 16
     assert 0.9 * 2**20 < height * width * cell**2 <= 2**20
+
+
+def test_decoding_keeps_four_times_what_the_vision_encoder_sees() -> None:
+    for name, side in (("llava", 4 * 32), ("gemma3", 4 * 64), ("qwen3_vl", 2048)):
+        base, processor = tiny_models.build(name)
+        model = Fwd2BotModel(base, processor, CompressorConfig.training_free("tiny"))
+        assert model.decode_side == side
+        assert model._picture(_png(tiny_models.pictures(1, sizes=[(2100, 30)])[0])).size[0] == side
+
+
+def _png(picture: Image.Image) -> bytes:
+    buffer = BytesIO()
+    picture.save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def test_a_surprising_layout_of_image_tokens_is_an_error() -> None:
