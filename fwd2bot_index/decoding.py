@@ -27,6 +27,8 @@ from PIL import Image, UnidentifiedImageError
 
 from fwd2bot_index.errors import ImageError
 
+MAX_SIDE: Final = 1024
+"""The longest side to which pictures are reduced for a model that has no opinion."""
 MAX_PIXELS: Final = 200_000_000
 MAX_FILE_BYTES: Final = 2**30
 """More than any picture within ``MAX_PIXELS`` takes."""

@@ -114,6 +114,12 @@ class KnownFiles:
     def __len__(self) -> int:
         return len(self.uri)
 
+    @classmethod
+    def none(cls) -> Self:
+        """What is known where there is no index."""
+        nothing = np.zeros(0, np.int64)
+        return cls(uri=[], id=[], size=nothing, mtime_ns=nothing, status=[], error=[])
+
 
 class EmbeddedRows:
     """The embeddings of all pictures and, in the same order, the rows that they belong to."""

@@ -32,6 +32,17 @@ class SummaryTokens:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ModelIdentity:
+    """What tells a model from others, known without loading it: an index is written and read by one model only."""
+
+    name: str
+    """As :attr:`Compressor.name`."""
+    revision: str | None
+    fingerprint: str
+    """As :attr:`Compressor.fingerprint`."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Hit:
     """One search result."""
 
@@ -71,6 +82,7 @@ class IndexReport:
     removed: int = 0
     unchanged: int = 0
     skipped: Sequence[SkippedFile] = ()
+    """All files under the paths given that could not be used, also those that an earlier run tried."""
     interrupted: bool = False
     seconds: float = 0.0
     """Wall time of the whole run, from listing the folder to the last commit, loading the model included."""
@@ -109,6 +121,11 @@ class Compressor(Protocol):
 
     @property
     def embedding_dim(self) -> int: ...
+
+    @property
+    def decode_side(self) -> int | None:
+        """The longest side, in pixels, that is worth decoding a picture to before preprocessing; None: no opinion."""
+        ...
 
     def compress(self, images: Sequence[ImageInput]) -> SummaryTokens: ...
 

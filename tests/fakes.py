@@ -30,6 +30,7 @@ class FakeModel:
         self.num_summary_tokens = num_summary_tokens
         self.token_dim = 8
         self.embedding_dim = 3
+        self.decode_side: int | None = None
         self.compressed = 0
         """Pictures compressed so far: a test can tell what was not recomputed."""
 

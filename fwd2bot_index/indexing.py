@@ -1,0 +1,414 @@
+"""Pictures into an index: only what is new or has changed is computed.
+
+What happens to a file is decided by its name, size and time; only where these differ is it read:
+
+================================================  =====================================================
+name, size and time are known                     nothing; it is not even opened
+the content is known (touched, renamed, copied)   a row is written; the model is not needed
+the content is new                                decoded in another process, compressed, written
+it cannot be used                                 a row with the reason; tried again when it changes
+it is gone from under the paths given             its row is dropped
+================================================  =====================================================
+
+Notable choices:
+
+- The model is loaded when the first file needs it, while the decoders start.
+- What is done is committed every ``commit_seconds``, at Ctrl-C, and at the end; the next run continues from there.
+- A new index is made on disk with the first picture that could be compressed: a run that fails leaves nothing behind.
+- A file that was never read (no permission, say) is tried in every run, for nothing about it need change to cure it.
+
+Shapes: B batch, K summary tokens, D hidden size, E embedding size.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final, Literal, TypeAlias
+
+import numpy as np
+
+from fwd2bot_index.changes import Changes, find_changes
+from fwd2bot_index.codec import Float32, get_codec
+from fwd2bot_index.config import Manifest
+from fwd2bot_index.decode_pool import Decoded, DecodePool
+from fwd2bot_index.decoding import MAX_SIDE, content_id, read_file
+from fwd2bot_index.errors import ImageError, IndexMismatchError, IndexWriteError, InputError, ModelError
+from fwd2bot_index.listing import FoundFile, list_files
+from fwd2bot_index.store import ImageRow, IndexStore, KnownFiles, local_folder, writing
+from fwd2bot_index.types import Compressor, IndexReport, ModelIdentity, SkippedFile
+from fwd2bot_index.write_buffer import Copy, WriteBuffer
+
+MAX_WORKERS: Final = 16
+
+Phase: TypeAlias = Literal["listing", "checking", "loading", "compressing", "finishing"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """How far a run is. Counts are files."""
+
+    phase: Phase
+    done: int
+    total: int
+    """0 while it is not known yet."""
+    skipped: int
+
+
+def index_images(
+    paths: Sequence[str | Path],
+    index: str | Path,
+    model: Compressor | Callable[[], Compressor],
+    *,
+    model_identity: ModelIdentity | None = None,
+    codec: str = "int8",
+    batch_size: int = 32,
+    workers: int | None = None,
+    max_side: int = MAX_SIDE,
+    commit_seconds: float = 10.0,
+    progress: Callable[[Progress], None] | None = None,
+) -> IndexReport:
+    """Bring the index up to date with the files under ``paths``; what it knows of other places stays.
+
+    Args:
+        paths: folders, searched in depth, and files.
+        index: the folder of the index; made if there is none.
+        model: the model, or what loads it if it comes to be needed.
+        model_identity: which model ``model`` loads, so that an index of another is refused, and one that is up to date
+            is left alone, without loading it. None: ask the model.
+        codec: how summary tokens are stored.
+        batch_size: pictures in one call of ``model.compress``.
+        workers: processes that decode. None: half the processors.
+        max_side: pictures are reduced to this longest side, in pixels, or to the model's ``decode_side`` if it has one
+            and that is less; the model's preprocessing resizes further.
+        commit_seconds: at most this much work is lost in a crash.
+        progress: called after every batch and at the start of every phase.
+
+    Raises:
+        InputError: a path does not exist, or there is no picture that could be used; nothing was changed.
+        IndexMismatchError: the index was made by another model or codec.
+        IndexCorruptedError, IndexWriteError: the index cannot be read or written.
+        ModelError: the model fails on every picture; what was done before is kept.
+    """
+    if batch_size < 1:
+        raise InputError(f"The batch size must be at least 1, not {batch_size}.")
+    if workers is not None and workers < 1:
+        raise InputError(f"There must be at least one worker, not {workers}.")
+    get_codec(codec)
+    run = _Run(
+        folder=local_folder(index),
+        model=_LazyModel(model, model_identity),
+        codec=codec,
+        batch_size=batch_size,
+        workers=workers or default_workers(),
+        max_side=max_side,
+        commit_seconds=commit_seconds,
+        progress=progress or (lambda _: None),
+    )
+    with writing(run.folder):
+        return run.run(paths)
+
+
+def default_workers() -> int:
+    """Half the processors: the other half is for the model."""
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 2
+    return max(1, min(MAX_WORKERS, processors // 2))
+
+
+class _LazyModel:
+    """The model, loaded at first need; and what is known of it before."""
+
+    def __init__(self, model: Compressor | Callable[[], Compressor], identity: ModelIdentity | None) -> None:
+        self._source = model
+        self._model: Compressor | None = model if isinstance(model, Compressor) else None
+        self._identity = identity
+        self.loading_seconds = 0.0
+
+    @property
+    def identity(self) -> ModelIdentity:
+        if self._identity is None:
+            model = self.load()
+            self._identity = ModelIdentity(name=model.name, revision=model.revision, fingerprint=model.fingerprint)
+        return self._identity
+
+    def load(self) -> Compressor:
+        if self._model is None:
+            assert not isinstance(self._source, Compressor)
+            started = time.perf_counter()
+            self._model = self._source()
+            self.loading_seconds = time.perf_counter() - started
+        return self._model
+
+
+class _Run:
+    """One run of :func:`index_images`."""
+
+    def __init__(
+        self,
+        *,
+        folder: Path,
+        model: _LazyModel,
+        codec: str,
+        batch_size: int,
+        workers: int,
+        max_side: int,
+        commit_seconds: float,
+        progress: Callable[[Progress], None],
+    ) -> None:
+        self.folder = folder
+        self._model = model
+        self._codec = codec
+        self._batch_size = batch_size
+        self._workers = workers
+        self._max_side = max_side
+        self._progress = progress
+        self._started = time.perf_counter()
+        self._model_seconds = 0.0
+        store = IndexStore.open(folder) if IndexStore.exists(folder) else None
+        if store is not None:
+            self._check_same(store.manifest)
+        self._buffer = WriteBuffer(store, self._create_store, commit_seconds=commit_seconds)
+        self._files: dict[str, FoundFile] = {}
+        self._begun: set[str] = set()
+        """Ids of the pictures that were given to the model in this run."""
+        self._done = 0
+        self._total = 0
+
+    def run(self, paths: Sequence[str | Path]) -> IndexReport:
+        self._tell("listing")
+        changes: Changes | None = None
+        interrupted = False
+        try:
+            listing = list_files(paths)
+            store = self._buffer.store
+            changes = find_changes(listing, store.known_files() if store is not None else KnownFiles.none())
+            self._files = listing.files
+            self._total = len(changes.to_check) + len(changes.to_decode)
+            self._work(changes)
+        except KeyboardInterrupt:
+            interrupted = True
+        except IndexWriteError:
+            raise
+        except Exception:
+            self._buffer.commit()
+            raise
+        self._tell("finishing")
+        self._buffer.commit()
+        if changes is None:
+            return IndexReport(interrupted=True, seconds=time.perf_counter() - self._started)
+        if not interrupted:
+            self._drop(changes.gone)
+        return self._report(changes, interrupted=interrupted)
+
+    # ---- the phases
+
+    def _work(self, changes: Changes) -> None:
+        to_decode = changes.to_decode + self._check(changes)
+        if not to_decode:
+            return
+        with DecodePool(self._workers, ahead=2 * self._batch_size) as pool:
+            self._tell("loading")
+            model = self._model.load()
+            max_side = self._max_side if model.decode_side is None else min(self._max_side, model.decode_side)
+            self._tell("compressing")
+            batch: list[Decoded] = []
+            for outcome in pool.decode(to_decode, max_side=max_side):
+                if not isinstance(outcome, Decoded):
+                    self._skip(outcome.uri, outcome.id, outcome.reason)
+                elif outcome.id in changes.known_ids or outcome.id in self._begun:
+                    self._copy(outcome.uri, outcome.id)
+                else:
+                    self._begun.add(outcome.id)
+                    batch.append(outcome)
+                if len(batch) == self._batch_size:
+                    self._compress(model, batch)
+                    batch = []
+                    self._buffer.commit_if_due()
+                    self._tell("compressing")
+            self._compress(model, batch)
+
+    def _check(self, changes: Changes) -> list[str]:
+        """Settle the files whose content is known; the others are returned."""
+        self._tell("checking")
+        others = []
+        for uri in changes.to_check:
+            try:
+                id_ = content_id(read_file(uri))
+            except ImageError as e:
+                self._skip(uri, None, e.reason)
+                continue
+            if id_ in changes.known_ids:
+                self._copy(uri, id_)
+                self._buffer.commit_if_due()
+                self._tell("checking")
+            else:
+                others.append(uri)
+        return others
+
+    def _compress(self, model: Compressor, batch: Sequence[Decoded]) -> None:
+        """Compress a batch; where that fails, its pictures one by one, to leave out only the guilty.
+
+        Raises:
+            ModelError: all of them fail, so that it is not the pictures.
+        """
+        if not batch:
+            return
+        try:
+            self._keep(batch, *self._run_model(model, batch))
+            return
+        except Exception as e:
+            error = e
+        failures = [(batch[0], error)] if len(batch) == 1 else self._compress_singly(model, batch)
+        alone = len(batch) == 1 and any(outcome.error is None for outcome in self._buffer.outcomes)
+        if len(failures) == len(batch) and not alone:
+            raise ModelError(
+                f"The model {model.name} fails on every picture, {batch[0].uri} being the first: {_first_line(error)}."
+            ) from error
+        for decoded, failure in failures:
+            self._skip(decoded.uri, decoded.id, f"the model could not compress it: {_first_line(failure)}")
+
+    def _compress_singly(self, model: Compressor, batch: Sequence[Decoded]) -> list[tuple[Decoded, Exception]]:
+        failures: list[tuple[Decoded, Exception]] = []
+        for decoded in batch:
+            try:
+                self._keep([decoded], *self._run_model(model, [decoded]))
+            except Exception as e:
+                failures.append((decoded, e))
+        return failures
+
+    def _run_model(self, model: Compressor, batch: Sequence[Decoded]) -> tuple[Float32, Float32]:
+        """tokens [B, K, D] and embedding [B, E].
+
+        Raises:
+            ModelError: some are not finite.
+        """
+        started = time.perf_counter()
+        try:
+            summary = model.compress([decoded.picture.image for decoded in batch])
+            tokens, embedding = (tensor.float().cpu().numpy() for tensor in (summary.tokens, summary.embedding))
+        finally:
+            self._model_seconds += time.perf_counter() - started
+        assert tokens.shape == (len(batch), model.num_summary_tokens, model.token_dim), tokens.shape
+        assert embedding.shape == (len(batch), model.embedding_dim), embedding.shape
+        if not (np.isfinite(tokens).all() and np.isfinite(embedding).all()):
+            raise ModelError("its summary tokens are not finite")
+        return tokens, embedding
+
+    def _drop(self, gone: Sequence[str]) -> None:
+        store = self._buffer.store
+        if store is None:
+            raise InputError(self._nothing_usable())
+        store.remove(gone)
+        if gone or self._buffer.outcomes:
+            store.tidy()
+
+    def _report(self, changes: Changes, *, interrupted: bool) -> IndexReport:
+        gone = Counter(changes.known[uri] for uri in changes.gone if changes.known[uri] is not None)
+        counts: Counter[str] = Counter()
+        skipped = list(changes.skipped)
+        for outcome in self._buffer.outcomes:
+            if outcome.error is not None:
+                skipped.append(SkippedFile(uri=outcome.uri, reason=outcome.error))
+            elif outcome.uri in changes.known:
+                counts["unchanged" if changes.known[outcome.uri] == outcome.id else "updated"] += 1
+            elif gone[outcome.id] > 0:
+                gone[outcome.id] -= 1
+                counts["renamed"] += 1
+            else:
+                counts["added"] += 1
+        return IndexReport(
+            added=counts["added"],
+            updated=counts["updated"],
+            renamed=counts["renamed"],
+            removed=0 if interrupted else len(changes.gone) - counts["renamed"],
+            unchanged=changes.unchanged + counts["unchanged"],
+            skipped=tuple(sorted(skipped, key=lambda file: file.uri)),
+            interrupted=interrupted,
+            seconds=time.perf_counter() - self._started,
+            loading_seconds=self._model.loading_seconds,
+            model_seconds=self._model_seconds,
+        )
+
+    # ---- the outcomes of a file
+
+    def _keep(self, batch: Sequence[Decoded], tokens: Float32, embedding: Float32) -> None:
+        for i, decoded in enumerate(batch):
+            found = self._files[decoded.uri]
+            row = ImageRow(
+                uri=decoded.uri,
+                id=decoded.id,
+                size=found.size,
+                mtime_ns=found.mtime_ns,
+                width=decoded.picture.width,
+                height=decoded.picture.height,
+                status="ok",
+                embedding=embedding[i].astype(np.float16),
+            )
+            self._buffer.add(row, tokens[i])
+        self._done += len(batch)
+
+    def _copy(self, uri: str, id_: str) -> None:
+        found = self._files[uri]
+        self._buffer.add_copy(Copy(uri=uri, id=id_, size=found.size, mtime_ns=found.mtime_ns))
+        self._done += 1
+
+    def _skip(self, uri: str, id_: str | None, reason: str) -> None:
+        found = self._files[uri]
+        self._buffer.add(
+            ImageRow(uri=uri, id=id_, size=found.size, mtime_ns=found.mtime_ns, status="skipped", error=reason)
+        )
+        self._done += 1
+
+    # ---- helpers
+
+    def _tell(self, phase: Phase) -> None:
+        self._progress(Progress(phase=phase, done=self._done, total=self._total, skipped=self._buffer.skipped))
+
+    def _check_same(self, manifest: Manifest) -> None:
+        identity = self._model.identity
+        otherwise = "give another folder to --index, or delete this one and index again"
+        if manifest.model_fingerprint != identity.fingerprint:
+            if manifest.model == identity.name:
+                raise IndexMismatchError(
+                    f"The index in {self.folder} was made by {manifest.model} with other weights "
+                    f"or settings: {otherwise}."
+                )
+            raise IndexMismatchError(
+                f"The index in {self.folder} was made by {manifest.model}, not by {identity.name}: "
+                f"index with --model {manifest.model}, {otherwise}."
+            )
+        if manifest.codec != self._codec:
+            raise IndexMismatchError(
+                f"The index in {self.folder} was made with the codec {manifest.codec}, not {self._codec}: "
+                f"index with --codec {manifest.codec}, {otherwise}."
+            )
+
+    def _create_store(self) -> IndexStore:
+        identity, model = self._model.identity, self._model.load()
+        manifest = Manifest(
+            model=identity.name,
+            model_revision=identity.revision,
+            model_fingerprint=identity.fingerprint,
+            mode=model.mode,
+            num_summary_tokens=model.num_summary_tokens,
+            token_dim=model.token_dim,
+            embedding_dim=model.embedding_dim,
+            codec=self._codec,
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+        return IndexStore.create(self.folder, manifest)
+
+    def _nothing_usable(self) -> str:
+        outcomes = self._buffer.outcomes
+        first = outcomes[0]
+        found = f"None of the {len(outcomes)} files found could be used as a picture."
+        return f"{found} The first is {first.uri}: {first.error}."
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
