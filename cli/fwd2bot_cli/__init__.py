@@ -1,0 +1,1 @@
+"""The ``fwd2bot`` command. Everything heavy is imported inside the commands, so that ``--help`` starts in a blink."""

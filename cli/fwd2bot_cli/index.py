@@ -1,0 +1,172 @@
+"""``fwd2bot index``: compress pictures into the index."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fwd2bot_cli.console import Output, printable, shown
+from fwd2bot_cli.location import index_to_write
+from fwd2bot_cli.models import ModelChoice, absolute
+from fwd2bot_cli.options import Debug, IndexFolder, Json, Quiet
+from fwd2bot_cli.progress import IndexProgress
+from fwd2bot_cli.session import Session, session_of
+from fwd2bot_index.checkpoints import DEFAULT_MODEL
+
+if TYPE_CHECKING:
+    from fwd2bot_index.types import Compressor, IndexReport
+
+EXIT_SKIPPED = 3
+EXIT_INTERRUPTED = 130
+SKIPPED_SHOWN = 10
+DEFAULT_CODEC = "int8"
+
+
+def index(
+    context: typer.Context,
+    paths: Annotated[
+        list[Path], typer.Argument(metavar="PATHS", help="Folders, searched in depth, and picture files.")
+    ],
+    index: IndexFolder = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            envvar="FWD2BOT_MODEL",
+            metavar="NAME",
+            help="'default' (bundled), a model folder, or a vision-language model on the Hugging Face hub. "
+            "Default: the model that made the index, else the bundled one.",
+        ),
+    ] = None,
+    revision: Annotated[
+        str | None, typer.Option(envvar="FWD2BOT_REVISION", help="Branch, tag or commit of a model on the hub.")
+    ] = None,
+    num_tokens: Annotated[
+        int | None,
+        typer.Option(
+            envvar="FWD2BOT_NUM_TOKENS",
+            min=1,
+            metavar="K",
+            help="Summary tokens per picture; only for a model without Fwd2Bot training.",
+        ),
+    ] = None,
+    codec: Annotated[
+        str | None,
+        typer.Option(
+            envvar="FWD2BOT_CODEC",
+            metavar="NAME",
+            help=f"How tokens are stored: int8, or float16 at twice the size. Default: {DEFAULT_CODEC}, "
+            "or what the index has.",
+        ),
+    ] = None,
+    batch_size: Annotated[
+        int, typer.Option(envvar="FWD2BOT_BATCH_SIZE", min=1, help="Pictures per run of the model.")
+    ] = 32,
+    workers: Annotated[
+        int | None,
+        typer.Option(envvar="FWD2BOT_WORKERS", min=1, help="Processes that decode pictures. Default: by the machine."),
+    ] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Compress pictures into the index; run it again after changes.
+
+    Only new and changed files are computed; deleted ones are dropped and renamed ones followed.
+
+    Ctrl-C keeps what is done; the same command continues.
+    """
+    session = session_of(context)
+    output = session.output
+    folder = index_to_write(index)
+    choice, codec = _settings(folder, model=model, revision=revision, num_tokens=num_tokens, codec=codec)
+    report = run_index(session, paths, folder, choice, codec=codec, batch_size=batch_size, workers=workers)
+    if as_json:
+        output.json({"index": str(folder), **asdict(report)})
+    else:
+        _tell(output, report, folder)
+    _tell_skipped(output, report)
+    tell_interrupted(output, report)
+    if report.skipped:
+        raise typer.Exit(EXIT_SKIPPED)
+
+
+def run_index(
+    session: Session,
+    paths: Sequence[Path],
+    folder: Path,
+    choice: ModelChoice,
+    *,
+    codec: str,
+    batch_size: int = 32,
+    workers: int | None = None,
+    load: Callable[[], Compressor] | None = None,
+) -> IndexReport:
+    """Index with a progress bar. ``load`` replaces loading by the session, for who needs the same model afterwards."""
+    from fwd2bot_index.indexing import index_images
+
+    identity = session.models.identity(choice)
+    with IndexProgress(session.output) as progress:
+        return index_images(
+            paths,
+            folder,
+            load or (lambda: session.models.load(choice)),
+            model_identity=identity,
+            codec=codec,
+            batch_size=batch_size,
+            workers=workers,
+            progress=progress,
+        )
+
+
+def tell_interrupted(output: Output, report: IndexReport) -> None:
+    """Leave with 130 after a run that Ctrl-C ended."""
+    if report.interrupted:
+        kept = report.added + report.updated + report.renamed + report.unchanged
+        output.warning(f"Interrupted: {kept} files are in the index; the same command continues from here.")
+        raise typer.Exit(EXIT_INTERRUPTED)
+
+
+def _settings(
+    folder: Path, *, model: str | None, revision: str | None, num_tokens: int | None, codec: str | None
+) -> tuple[ModelChoice, str]:
+    """What was asked for; the rest as in the index that is there, so that ``index PATHS`` brings it up to date."""
+    from fwd2bot_index.store import IndexStore
+
+    if not IndexStore.exists(folder):
+        name = absolute(model or DEFAULT_MODEL)
+        return ModelChoice(name=name, revision=revision, num_tokens=num_tokens), codec or DEFAULT_CODEC
+    manifest = IndexStore.open(folder).manifest
+    choice = ModelChoice.of(manifest)
+    if model is not None and absolute(model) != choice.name:
+        choice = ModelChoice(name=absolute(model))
+    if revision is not None:
+        choice = replace(choice, revision=revision)
+    if num_tokens is not None:
+        choice = replace(choice, num_tokens=num_tokens)
+    return choice, codec or manifest.codec
+
+
+def _tell(output: Output, report: IndexReport, folder: Path) -> None:
+    counts = (
+        (report.added, "added"),
+        (report.updated, "updated"),
+        (report.renamed, "renamed"),
+        (report.removed, "removed"),
+        (report.unchanged, "unchanged"),
+        (len(report.skipped), "skipped"),
+    )
+    said = ", ".join(f"{count} {what}" for count, what in counts if count) or "nothing to do"
+    computed = report.added + report.updated
+    speed = f" ({computed / report.seconds:.1f} images/s)" if computed and report.seconds else ""
+    output.message(f"{shown(folder)}: {said} in {report.seconds:.1f} s{speed}.")
+
+
+def _tell_skipped(output: Output, report: IndexReport) -> None:
+    for file in report.skipped[:SKIPPED_SHOWN]:
+        output.warning(f"skipped {shown(file.uri)}: {printable(file.reason)}")
+    if (rest := len(report.skipped) - SKIPPED_SHOWN) > 0:
+        output.warning(f"... and {rest} more; `fwd2bot info --json` lists them all.")

@@ -1,0 +1,63 @@
+"""``fwd2bot info``: what is in the index, and how big it is."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import typer
+
+from fwd2bot_cli.console import printable, shown, size
+from fwd2bot_cli.location import existing_index
+from fwd2bot_cli.options import Debug, IndexFolder, Json, Quiet
+from fwd2bot_cli.session import session_of
+
+
+def info(
+    context: typer.Context,
+    index: IndexFolder = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Show where the index is, what made it, what it holds and how big it is."""
+    from fwd2bot_index.store import IndexStore
+
+    output = session_of(context).output
+    store = IndexStore.open(existing_index(index))
+    manifest, stats = store.manifest, store.stats()
+    per_picture = stats.total_bytes / stats.pictures if stats.pictures else None
+    if as_json:
+        known = store.known_files()
+        rows = zip(known.uri, known.status, known.error, strict=True)
+        output.json(
+            {
+                "index": str(store.path),
+                **asdict(manifest),
+                "files": stats.files,
+                "pictures": stats.pictures,
+                "skipped": [{"path": uri, "reason": error} for uri, status, error in rows if status == "skipped"],
+                "bytes": {
+                    "tokens": stats.tokens_bytes,
+                    "names_and_embeddings": stats.images_bytes,
+                    "total": stats.total_bytes,
+                    "per_picture": per_picture,
+                },
+            }
+        )
+        return
+    revision = f" ({manifest.model_revision[:12]})" if manifest.model_revision else ""
+    tokens = f"{manifest.num_summary_tokens} x {manifest.token_dim} per picture, stored as {manifest.codec}"
+    output.fields(
+        [
+            ("index", shown(store.path)),
+            ("model", f"{printable(manifest.model)}{revision}, {manifest.mode}"),
+            ("summary tokens", tokens),
+            ("embedding", str(manifest.embedding_dim)),
+            ("created", printable(manifest.created)),
+            ("files", f"{stats.files} indexed, {stats.skipped} skipped"),
+            ("pictures", f"{stats.pictures} different"),
+            ("tokens", size(stats.tokens_bytes)),
+            ("names and embeddings", size(stats.images_bytes)),
+            ("all", size(stats.total_bytes) + (f", {size(per_picture)} per picture" if per_picture else "")),
+        ],
+    )

@@ -1,0 +1,76 @@
+"""Where the commands get their models from: the one seam between them and everything that is heavy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from fwd2bot_index.config import Manifest
+    from fwd2bot_index.types import Compressor, ModelIdentity
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelChoice:
+    """Which model a person asked for; what is left open is up to the model."""
+
+    name: str
+    revision: str | None = None
+    num_tokens: int | None = None
+    """Pooled tokens of a training-free model; None: its own number."""
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> ModelChoice:
+        """The model that made an index."""
+        return cls(
+            name=manifest.model,
+            revision=manifest.model_revision,
+            num_tokens=manifest.num_summary_tokens if manifest.mode == "training-free" else None,
+        )
+
+
+class Models(Protocol):
+    """Finds models and loads them; tests bring one that hands out a fake."""
+
+    def identity(self, choice: ModelChoice) -> ModelIdentity:
+        """What the loaded model will be, without loading it.
+
+        Raises:
+            ModelError: there is no such model.
+        """
+        ...
+
+    def load(self, choice: ModelChoice) -> Compressor:
+        """The model, ready to compress and to answer.
+
+        Raises:
+            ModelError: it cannot be found or loaded.
+        """
+        ...
+
+
+class PretrainedModels:
+    """The bundled model, folders, and the hub."""
+
+    def identity(self, choice: ModelChoice) -> ModelIdentity:
+        from fwd2bot_index.checkpoints import resolve
+        from fwd2bot_index.types import ModelIdentity
+
+        found = resolve(choice.name, revision=choice.revision, num_summary_tokens=choice.num_tokens)
+        return ModelIdentity(name=found.name, revision=found.revision, fingerprint=found.fingerprint())
+
+    def load(self, choice: ModelChoice) -> Compressor:
+        import transformers
+
+        from fwd2bot_index.model import Fwd2BotModel
+
+        transformers.utils.logging.disable_progress_bar()
+        transformers.utils.logging.set_verbosity_error()
+        return Fwd2BotModel.from_pretrained(choice.name, revision=choice.revision, num_summary_tokens=choice.num_tokens)
+
+
+def absolute(name: str) -> str:
+    """A model folder's absolute path, so that its index can be searched from any folder; hub ids as they are."""
+    folder = Path(name).expanduser()
+    return str(folder.resolve()) if folder.is_dir() else name

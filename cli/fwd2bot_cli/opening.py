@@ -1,0 +1,30 @@
+"""An index, opened with the session's models behind it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fwd2bot_cli.location import existing_index
+from fwd2bot_cli.models import ModelChoice
+from fwd2bot_cli.session import Session
+
+if TYPE_CHECKING:
+    from fwd2bot_index.querying import Index
+    from fwd2bot_index.types import Compressor
+
+
+def open_index(session: Session, given: Path | None) -> Index:
+    """The index that a command means; its model is loaded when something first needs it, with a spinner.
+
+    Raises:
+        IndexNotFoundError, IndexCorruptedError, IndexMismatchError: there is no index to be read.
+    """
+    from fwd2bot_index.querying import Index
+
+    def load() -> Compressor:
+        with session.output.waiting(f"Loading the model {index.manifest.model} …"):
+            return session.models.load(ModelChoice.of(index.manifest))
+
+    index = Index.open(existing_index(given), model=load)
+    return index

@@ -1,0 +1,46 @@
+"""Options that several commands share, each with its help and its environment variable in one place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, TypeAlias
+
+import typer
+
+from fwd2bot_cli.session import session_of
+
+
+def _set_quiet(context: typer.Context, value: bool) -> bool:
+    session_of(context).quiet |= value
+    return value
+
+
+def _set_debug(context: typer.Context, value: bool) -> bool:
+    session_of(context).debug |= value
+    return value
+
+
+Quiet: TypeAlias = Annotated[
+    bool,
+    typer.Option(
+        "--quiet", "-q", envvar="FWD2BOT_QUIET", callback=_set_quiet, help="No progress and no messages; errors stay."
+    ),
+]
+"""Read by its callback, so that it may stand before the command or after it."""
+
+Debug: TypeAlias = Annotated[
+    bool,
+    typer.Option("--debug", envvar="FWD2BOT_DEBUG", callback=_set_debug, help="Show the traceback of an error."),
+]
+"""Read by its callback, as :data:`Quiet` is."""
+
+IndexFolder: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(
+        "--index",
+        envvar="FWD2BOT_INDEX",
+        metavar="DIR",
+        help="The index. Default: .fwd2bot in the current folder or the nearest one above it.",
+    ),
+]
+Json: TypeAlias = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]

@@ -1,0 +1,49 @@
+"""``fwd2bot demo``: twice in a row, with the truth beside the answers."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from cli_helpers import FakeModels, Run
+
+from fwd2bot_cli.tour import NUM_SCENES
+from fwd2bot_index.scenes import COLORS
+
+
+def test_twice_in_a_row(fwd2bot: Run, place: Path, models: FakeModels) -> None:
+    first = fwd2bot("demo")
+    assert first.code == 0, first.err
+    assert len(list((place / "fwd2bot-demo" / "scenes").glob("*.png"))) == NUM_SCENES
+    assert first.out.count('search "a ') == 3 + 1  # three searches, and what to type next
+    assert len(re.findall(r"^fwd2bot-demo/scenes/scene-\d\d\.png\t.*\?\t", first.out, re.MULTILINE)) == 3
+    page = (place / "fwd2bot-demo" / "gallery.html").read_text()
+    assert page.count("data:image/jpeg;base64,") == 3 * 5 + 3
+    assert page.count("truth: ") == 3
+
+    compressed = models.model.compressed
+    second = fwd2bot("demo")
+    assert second.code == 0
+    assert models.model.compressed == compressed  # the scenes were left alone
+    assert re.sub(r"in [\d.]+ s", "", second.out) == re.sub(r"in [\d.]+ s", "", first.out)
+
+    # another model, as after an upgrade: the demo's own index is made anew
+    third = fwd2bot("demo", models=FakeModels("fake-2"))
+    assert third.code == 0
+    assert list(place.iterdir()) == [place / "fwd2bot-demo"]
+
+
+def test_the_truth_is_true(fwd2bot: Run, place: Path) -> None:
+    """The fake answers with a colour; the truth of the second question must be the colour that the demo's scene has."""
+    out = fwd2bot("demo").out
+    (row,) = [line.split("\t") for line in out.splitlines() if "\twhat color" in line]
+    assert row[3] in COLORS
+
+
+def test_other_peoples_folders_are_left_alone(fwd2bot: Run, place: Path) -> None:
+    (place / "mine").mkdir()
+    (place / "mine" / "letter.txt").write_text("dear")
+    outcome = fwd2bot("demo", "--folder", "mine")
+    assert outcome.code == 2
+    assert "mine" in outcome.sentence
+    assert [p.name for p in (place / "mine").iterdir()] == ["letter.txt"]

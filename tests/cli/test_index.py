@@ -1,0 +1,157 @@
+"""``fwd2bot index``: what it does, says and returns."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from cli_helpers import FakeModels, Run, draw_colours
+
+from fwd2bot_index.config import Manifest
+
+
+def manifest(index: Path) -> Manifest:
+    path = index / "manifest.json"
+    return Manifest.from_json(path.read_text(), path)
+
+
+def test_first_run_then_nothing_to_do(fwd2bot: Run, place: Path, models: FakeModels) -> None:
+    draw_colours(place / "pictures")
+    outcome = fwd2bot("index", "pictures")
+    assert (outcome.code, outcome.out) == (0, "")
+    assert "3 added" in outcome.err
+    assert (manifest(place / ".fwd2bot").model, manifest(place / ".fwd2bot").codec) == ("default", "int8")
+
+    outcome = fwd2bot("index", "pictures")
+    assert "3 unchanged" in outcome.err
+    assert (models.loads, models.model.compressed) == (1, 3)
+
+
+def test_json_and_skipped_files(fwd2bot: Run, place: Path) -> None:
+    draw_colours(place / "pictures")
+    for i in range(12):
+        (place / "pictures" / f"broken-{i:02}.png").write_bytes(b"no picture")
+    outcome = fwd2bot("index", "pictures", "--json")
+    assert outcome.code == 3
+    document = json.loads(outcome.out)
+    assert document["added"] == 3
+    assert document["interrupted"] is False
+    assert len(document["skipped"]) == 12  # all of them
+    assert document["skipped"][0] == {
+        "uri": str(place / "pictures" / "broken-00.png"),
+        "reason": document["skipped"][0]["reason"],
+    }
+    listed = re.findall(r"^skipped pictures/broken-\d\d\.png: .+$", outcome.err, re.MULTILINE)
+    assert len(listed) == 10
+    assert "2 more" in outcome.err
+    assert len(json.loads(fwd2bot("info", "--json").out)["skipped"]) == 12
+
+
+def test_settings_are_passed_on_and_remembered(fwd2bot: Run, place: Path, models: FakeModels) -> None:
+    draw_colours(place / "pictures")
+    options = ["--model", "some/model", "--codec", "float16", "--batch-size", "1", "--workers", "1"]
+    assert fwd2bot("index", "pictures", "--index", "there", *options).code == 0
+    made = manifest(place / "there")
+    assert (made.model, made.codec) == ("some/model", "float16")
+    assert not (place / ".fwd2bot").exists()
+    # a bare second run takes the index's own model and codec, not the defaults
+    assert fwd2bot("index", "pictures", "--index", "there").code == 0
+    assert manifest(place / "there") == made
+
+
+def test_environment_stands_in_for_flags(fwd2bot: Run, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    draw_colours(place / "pictures")
+    monkeypatch.setenv("FWD2BOT_INDEX", "from-environment")
+    monkeypatch.setenv("FWD2BOT_MODEL", "env/model")
+    monkeypatch.setenv("FWD2BOT_CODEC", "float16")
+    assert fwd2bot("index", "pictures", "--codec", "int8").code == 0
+    made = manifest(place / "from-environment")
+    assert (made.model, made.codec) == ("env/model", "int8")  # the flag wins
+    assert len(fwd2bot("search", "red").out.splitlines()) == 3
+
+
+def test_a_model_folder_is_remembered_by_its_whole_path(fwd2bot: Run, place: Path) -> None:
+    draw_colours(place / "pictures")
+    (place / "models" / "mine").mkdir(parents=True)
+    assert fwd2bot("index", "pictures", "--model", "models/mine").code == 0
+    assert manifest(place / ".fwd2bot").model == str(place / "models" / "mine")
+
+
+def test_the_index_above_is_continued(fwd2bot: Run, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    draw_colours(place / "pictures")
+    assert fwd2bot("index", "pictures").code == 0
+    draw_colours(place / "pictures" / "deep")
+    monkeypatch.chdir(place / "pictures" / "deep")
+    assert fwd2bot("index", ".").code == 0
+    assert not (place / "pictures" / "deep" / ".fwd2bot").exists()
+    assert json.loads(fwd2bot("info", "--json").out)["files"] == 6
+
+
+def test_odd_file_names(fwd2bot: Run, place: Path) -> None:
+    draw_colours(place / "pictures")
+    name = "new\nline\x1b[31m [bold]ü.png"
+    (place / "pictures" / "red.png").rename(place / "pictures" / name)
+    (place / "pictures" / "bad\x1b.png").write_bytes(b"")
+    outcome = fwd2bot("index", "pictures")
+    assert outcome.code == 3
+    assert r"bad\x1b.png" in outcome.err
+    assert "\x1b" not in outcome.err
+    row = fwd2bot("search", "red", "-n", "1").out
+    assert row.endswith("pictures/new\\nline\\x1b[31m [bold]ü.png\n")
+    assert fwd2bot("search", "red", "-n", "1", "-0").out == f"{place / 'pictures' / name}\0"
+
+
+SLOW = """
+import sys, time
+from cli_helpers import FakeModels
+from fwd2bot_cli.main import main
+from fwd2bot_cli.session import Session
+
+models = FakeModels()
+compress = models.model.compress
+def slowly(images):
+    print("compressing", flush=True)
+    time.sleep(0.3)
+    return compress(images)
+models.model.compress = slowly
+sys.exit(main(sys.argv[1:], Session(models=models)))
+"""
+
+
+def test_ctrl_c_keeps_what_is_done(fwd2bot: Run, place: Path) -> None:
+    for i in range(10):
+        draw_colours(place / f"pictures-{i}")
+        for picture in (place / f"pictures-{i}").iterdir():
+            picture.write_bytes(picture.read_bytes() + bytes([i]))  # all different
+    arguments = ["index", *(f"pictures-{i}" for i in range(10)), "--batch-size", "1"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", SLOW, *arguments],
+        cwd=place,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    for _ in range(3):
+        assert process.stdout.readline() == "compressing\n"
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers too
+    started = time.monotonic()
+    _, error = process.communicate(timeout=30)
+    assert time.monotonic() - started < 10
+    assert process.returncode == 130, error
+    assert "the same command continues" in error
+    assert "Traceback" not in error
+    kept = json.loads(fwd2bot("info", "--json").out)["files"]
+    assert 2 <= kept < 30
+    outcome = fwd2bot(*arguments)
+    assert f"{30 - kept} added" in outcome.err
+    assert f"{kept} unchanged" in outcome.err
