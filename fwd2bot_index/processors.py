@@ -1,7 +1,7 @@
 """Loading the processor that belongs to an LVLM, without its video part.
 
-The video processors of Qwen, InternVL, SmolVLM and LLaVA-OneVision need torchvision, which would be a large dependency for
-something that is never used here.
+The video processors of Qwen, InternVL, SmolVLM and LLaVA-OneVision need torchvision, which would be a large dependency
+for something that is never used here.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ def without_video(processor_class: Any) -> Any:
     It keeps its name, because that is what gets saved and what ``AutoProcessor`` looks up.
     """
 
-    def get_attributes(cls: Any) -> list[str]:
+    def get_attributes(cls: Any, /) -> list[str]:
         return [name for name in processor_class.get_attributes() if name != "video_processor"]
 
-    def from_args_and_dict(cls: Any, args: list[Any], processor_dict: dict[str, Any], **kwargs: Any) -> Any:
+    def from_args_and_dict(cls: Any, args: list[Any], processor_dict: dict[str, Any], /, **kwargs: Any) -> Any:
         without = {**processor_dict, "video_processor": None}
         return processor_class.from_args_and_dict.__func__(cls, args, without, **kwargs)
 
