@@ -81,15 +81,15 @@ def test_a_file_that_kills_or_holds_its_decoder(tmp_path: Path, workers: int) ->
     folder = tmp_path / "photos"
     write(folder, {"a.png": plain((1, 2, 3)), "b.png": b"killer", "c.png": b"holder", "d.png": plain((4, 5, 6))})
     started = time.perf_counter()
-    found = outcomes(folder, workers=workers, seconds=0.5)
-    assert time.perf_counter() - started < 20
+    found = outcomes(folder, workers=workers, seconds=3)
+    assert time.perf_counter() - started < 100
     assert isinstance(found["a.png"], Decoded)
     assert isinstance(found["d.png"], Decoded)
     assert found["b.png"] == Undecodable(
         uri=str(folder / "b.png"), id=content_id(b"killer"), reason="it killed the decoder (-9)"
     )
     assert found["c.png"] == Undecodable(
-        uri=str(folder / "c.png"), id=content_id(b"holder"), reason="it took more than 0.5 s to decode"
+        uri=str(folder / "c.png"), id=content_id(b"holder"), reason="it took more than 3 s to decode"
     )
 
 
@@ -101,7 +101,7 @@ def test_closing_does_not_wait_for_a_file(tmp_path: Path) -> None:
         for outcome in pool.decode([str(folder / "a.png"), str(folder / "b.png")], max_side=None):
             assert outcome.uri.endswith("a.png")
             break
-    assert time.perf_counter() - started < 10
+    assert time.perf_counter() - started < 100
 
 
 def test_no_more_than_asked_for_is_decoded_ahead(tmp_path: Path) -> None:
@@ -119,7 +119,9 @@ def test_no_more_than_asked_for_is_decoded_ahead(tmp_path: Path) -> None:
     with DecodePool(1, ahead=3) as pool:
         decoded = pool.decode(watched(), max_side=None)  # type: ignore[arg-type]
         next(decoded)
-        time.sleep(0.5)
+        while len(taken) < 4:
+            time.sleep(0.01)
+        time.sleep(0.3)  # long enough for more, if more were taken
         assert len(taken) == 4
         assert sum(1 for _ in decoded) == 19
 
@@ -134,7 +136,7 @@ def test_a_decoder_that_cannot_start_is_an_error_not_a_bad_file(
 
 def test_the_decoder_imports_neither_torch_nor_transformers() -> None:
     code = "import json, sys, fwd2bot_index.decode_worker; print(json.dumps(sorted(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, timeout=300)
     modules = json.loads(done.stdout)
     assert "PIL.Image" in modules
     assert not {"torch", "transformers", "peft", "lance", "pyarrow", "faiss"} & set(modules)

@@ -1,0 +1,260 @@
+"""Questions to an index: the right files in the right order, and answers without the pictures."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fakes import FakeModel
+from pictures import BLUE, GREEN, RED, plain, write
+from PIL import Image
+
+from fwd2bot_index import querying
+from fwd2bot_index.errors import ImageError, IndexEmptyError, IndexMismatchError, IndexNotFoundError, InputError
+from fwd2bot_index.indexing import index_images
+from fwd2bot_index.querying import Index, find_index
+from fwd2bot_index.types import Compressor, Hit
+
+FILES = {"red.png": plain(RED), "sub/green.png": plain(GREEN), "blue.png": plain(BLUE, (40, 30))}
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    return write(tmp_path / "photos", FILES)
+
+
+@pytest.fixture
+def index(photos: Path, tmp_path: Path) -> Index:
+    index_images([photos], tmp_path / "index", FakeModel())
+    return Index.open(tmp_path / "index", model=FakeModel())
+
+
+def reindexed(photos: Path, index: Index) -> Index:
+    index_images([photos], index.path, FakeModel())
+    return Index.open(index.path, model=FakeModel())
+
+
+def names(hits: list[Hit]) -> list[str]:
+    return [Path(hit.uri).name for hit in hits]
+
+
+# ---- searching
+
+
+@pytest.mark.parametrize("colour", ["red", "green", "blue"])
+def test_a_text_finds_its_picture(index: Index, colour: str) -> None:
+    hits = index.search(f"something {colour}", top=2)
+    assert names(hits)[0] == f"{colour}.png"
+    assert [hit.rank for hit in hits] == [1, 2]
+    assert hits[0].score > 0.99 > hits[1].score
+
+
+def test_a_hit_says_what_is_known_of_the_file(index: Index, photos: Path) -> None:
+    [hit] = index.search("blue", top=1)
+    assert (hit.uri, hit.width, hit.height) == (str(photos / "blue.png"), 40, 30)
+    assert len(hit.id) == 32
+
+
+@pytest.mark.parametrize(
+    "given", [str, Path, lambda path: Path(path).read_bytes(), lambda path: Image.open(path).convert("RGB")]
+)
+def test_a_picture_finds_itself(index: Index, photos: Path, given: Callable[[Path], object]) -> None:
+    hits = index.search(image=given(photos / "blue.png"), top=1)  # type: ignore[arg-type]
+    assert names(hits) == ["blue.png"]
+    assert hits[0].score == pytest.approx(1, abs=1e-3)
+
+
+def test_an_embedding_is_searched_for_as_it_is(index: Index) -> None:
+    assert names(index.search_embedding(np.array([0, 1, 0], np.float32), top=1)) == ["green.png"]
+    for bad in (np.zeros(4, np.float32), np.array([np.nan, 0, 0], np.float32), np.zeros((1, 3), np.float32)):
+        with pytest.raises(InputError, match="3 finite numbers"):
+            index.search_embedding(bad)
+
+
+def test_more_is_asked_for_than_there_is(index: Index) -> None:
+    assert len(index) == 3
+    assert len(index.search("red", top=100)) == 3
+
+
+def test_files_with_the_same_bytes_are_all_found(index: Index, photos: Path) -> None:
+    shutil.copy(photos / "red.png", photos / "sub" / "copy.png")
+    hits = reindexed(photos, index).search("red", top=2)
+    assert set(names(hits)) == {"red.png", "copy.png"}
+    assert hits[0].id == hits[1].id
+    assert hits[0].score == hits[1].score
+
+
+def test_hits_are_right_after_changes(index: Index, photos: Path) -> None:
+    rng = np.random.default_rng(0)
+    colours = [RED, GREEN, BLUE]
+    truth: dict[str, int] = {}
+    for step in range(6):
+        for _ in range(4):
+            name, colour = f"{rng.integers(12)}.png", int(rng.integers(3))
+            write(photos, {name: plain(colours[colour], (10 + step, 10 + colour))})
+            os.utime(photos / name, (step, step))
+            truth[name] = colour
+        if step % 2:
+            gone = sorted(truth)[0]
+            (photos / gone).unlink()
+            del truth[gone]
+        index = reindexed(photos, index)
+    assert len(index) == len(truth) + 3
+    for colour, word in enumerate(["red", "green", "blue"]):
+        expected = {name for name, c in truth.items() if c == colour} | {f"{word}.png"}
+        hits = index.search(word, top=len(expected))
+        assert set(names(hits)) == expected
+        assert {answer.text for answer in index.ask("which colour?", hits)} == {word}
+
+
+def test_what_makes_no_sense_is_refused(index: Index) -> None:
+    with pytest.raises(InputError, match="one of the two"):
+        index.search()
+    with pytest.raises(InputError, match="one of the two"):
+        index.search("red", image=b"")
+    with pytest.raises(InputError, match="empty"):
+        index.search("  ")
+    with pytest.raises(InputError, match="At least one"):
+        index.search("red", top=0)
+    with pytest.raises(ImageError, match="No such file"):
+        index.search(image="nowhere.png")
+    with pytest.raises(ImageError, match="not an image"):
+        index.search(image=b"not an image")
+
+
+# ---- answering
+
+
+def test_answers_need_no_pictures(index: Index, photos: Path) -> None:
+    hits = index.search("red", top=3)
+    shutil.rmtree(photos)
+    assert {Path(a.hit.uri).stem: a.text for a in index.ask("which colour?", hits)} == {
+        "red": "red", "green": "green", "blue": "blue"
+    }  # fmt: skip
+
+
+def test_answers_come_in_the_order_of_the_hits_over_many_batches(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(querying, "ASK_BATCH", 2)
+    hits = index.search("green", top=3)
+    order = [hits[1], hits[0], hits[0], hits[2], hits[1]]
+    answers = index.ask("which colour?", order)
+    assert [answer.hit for answer in answers] == order
+    assert [answer.text for answer in answers] == [Path(hit.uri).stem for hit in order]
+    assert index.ask("which colour?", []) == []
+    with pytest.raises(InputError, match="question is empty"):
+        index.ask(" ", hits)
+
+
+def test_tokens_are_those_of_the_hits(index: Index) -> None:
+    tokens = index.tokens(index.search("blue", top=1))
+    assert tokens.shape == (1, 4, 8)
+    np.testing.assert_allclose(tokens[0, :, :3], [[0, 0, 1]] * 4, atol=0.01)
+
+
+# ---- finding a file
+
+
+def test_a_file_is_found_by_name_and_by_content(
+    index: Index, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(photos)
+    by_name = index.find("sub/green.png")
+    assert by_name is not None
+    assert by_name.uri == str(photos / "sub" / "green.png")
+    shutil.copy(photos / "sub" / "green.png", tmp_path / "elsewhere.png")
+    assert index.find(tmp_path / "elsewhere.png") == by_name
+    (photos / "sub" / "green.png").unlink()
+    assert index.find("sub/green.png") == by_name
+    assert index.find("nowhere.png") is None
+    (tmp_path / "new.png").write_bytes(plain(RED, (9, 9)))
+    assert index.find(tmp_path / "new.png") is None
+
+
+def test_a_file_that_was_skipped_is_not_found(index: Index, photos: Path) -> None:
+    write(photos, {"bad.png": b"garbage"})
+    assert reindexed(photos, index).find(photos / "bad.png") is None
+
+
+# ---- empty, mismatched, missing
+
+
+def test_an_empty_index_says_so(index: Index, photos: Path) -> None:
+    hits = index.search("red", top=1)
+    index._store.remove([str(photos / name) for name in FILES])
+    empty = Index.open(index.path, model=unwanted)
+    assert len(empty) == 0
+    for ask in (
+        lambda: empty.search("red"),
+        lambda: empty.search_embedding(np.zeros(3, np.float32)),
+        lambda: empty.ask("what?", hits),
+    ):
+        with pytest.raises(IndexEmptyError, match="fwd2bot index FOLDER"):
+            ask()
+
+
+def unwanted() -> Compressor:
+    pytest.fail("the model was loaded")
+
+
+def test_the_model_is_loaded_once_and_only_when_needed(index: Index, photos: Path) -> None:
+    loads: list[int] = []
+
+    def load() -> Compressor:
+        loads.append(1)
+        return FakeModel()
+
+    opened = Index.open(index.path, model=load)
+    opened.stats()
+    opened.find(photos / "red.png")
+    opened.search_embedding(np.array([1, 0, 0], np.float32))
+    assert loads == []
+    opened.ask("what?", opened.search("red"))
+    assert loads == [1]
+
+
+def test_another_model_is_refused(index: Index) -> None:
+    with pytest.raises(IndexMismatchError, match="other weights"):
+        Index.open(index.path, model=FakeModel(fingerprint="fake-2")).search("red")
+
+
+def test_the_manifest_names_the_model_that_is_loaded(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(querying, "_load", lambda manifest: FakeModel(name=manifest.model))
+    assert Index.open(index.path).search("red")[0].uri.endswith("red.png")
+
+
+def test_an_index_is_found_upward(index: Index, photos: Path) -> None:
+    with pytest.raises(IndexNotFoundError, match=r"photos/sub.*fwd2bot index FOLDER"):
+        find_index(photos / "sub")
+    shutil.copytree(index.path, photos / ".fwd2bot")
+    assert find_index(photos / "sub") == photos / ".fwd2bot"
+    assert find_index(photos) == photos / ".fwd2bot"
+    (photos / "sub" / ".fwd2bot").mkdir()  # no index: the search goes on
+    assert find_index(photos / "sub") == photos / ".fwd2bot"
+    assert len(Index.open(find_index(photos))) == 3
+    with pytest.raises(IndexNotFoundError):
+        Index.open(photos)
+
+
+def test_importing_is_light() -> None:
+    code = "import sys, fwd2bot_index.querying; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=300)
+    assert not {"torch", "transformers", "peft", "lance", "faiss"} & set(done.stdout.split())
+
+
+def test_searching_by_embedding_needs_no_torch(index: Index) -> None:
+    code = (
+        "import sys, numpy as np; from fwd2bot_index.querying import Index; "
+        "print(len(Index.open(sys.argv[1]).search_embedding(np.ones(3, np.float32)))); print(*sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(index.path)], capture_output=True, text=True, check=True, timeout=300
+    )
+    count, modules = done.stdout.splitlines()
+    assert count == "3"
+    assert not {"torch", "transformers", "peft"} & set(modules.split())
