@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+WORD_LOGIT_SCALE = 16.0
+
 
 def autoregressive(logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
     """Next-token cross entropy after the second pass, in nats.
@@ -29,14 +31,17 @@ def words(features: torch.Tensor, vocabulary: torch.Tensor, targets: torch.Tenso
     """Regions predict the words said of them (Joulin et al., arXiv 1511.02251), through the LLM's own embeddings.
 
     Args:
-        features: [R, D] averages of image tokens, as they enter the LLM; only their direction matters.
+        features: [R, D] averages of image tokens, as they enter the LLM.
         vocabulary: [V, D] the LLM's (tied) embeddings.
         targets: [R, V] rows sum to 1: the share of each word.
     Returns:
         [] cross entropy in nats; features that say nothing give log V.
     """
-    normed = features * features.float().pow(2).mean(-1, keepdim=True).add(1e-6).rsqrt()
-    return -(targets * F.log_softmax(normed @ vocabulary.T, dim=-1)).sum(-1).mean()
+    # The factor lets features of the embeddings' own size be sure of a word: else they outgrow the embeddings, and
+    # the LLM's layers hardly move a residual stream that starts so large. (Normalising them instead is worse: nothing
+    # then holds their size at all.)
+    logits = WORD_LOGIT_SCALE * features @ vocabulary.T
+    return -(targets * F.log_softmax(logits, dim=-1)).sum(-1).mean()
 
 
 def info_nce(images: torch.Tensor, texts: torch.Tensor, logit_scale: torch.Tensor) -> torch.Tensor:

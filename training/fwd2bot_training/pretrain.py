@@ -32,7 +32,7 @@ MIXTURE = {
     "daquar": 0.02,
 }
 
-VISION_MIXTURE = {"scenes": 0.6, "flickr8k": 0.25, "cifar100": 0.15}
+VISION_MIXTURE = {"scenes": 0.8, "flickr8k": 0.15, "cifar100": 0.05}
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -214,7 +214,7 @@ class _ProgressLine:
         if self.first is None:
             self.first = step - 1
         for name, value in parts.items():
-            key = f"{name}/{source}" if name in ("ar", "nce") else name
+            key = f"{name}/{source}" if name in ("ar", "nce", "words") else name
             self.means[key] = 0.95 * self.means.get(key, value) + 0.05 * value
         now = time.monotonic()
         live = sys.stderr.isatty()
