@@ -22,7 +22,7 @@ class FakeModels:
         self.model = FakeModel(fingerprint=fingerprint)
         self.loads = 0
 
-    def identity(self, choice: ModelChoice) -> ModelIdentity:
+    def identity(self, choice: ModelChoice, *, show_download: bool) -> ModelIdentity:
         return ModelIdentity(name=choice.name, revision=choice.revision, fingerprint=self.model.fingerprint)
 
     def load(self, choice: ModelChoice) -> Compressor:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fwd2bot_cli.console import Output, printable, shown
+from fwd2bot_cli.console import Output, printable, printable_lines, shown
 from fwd2bot_cli.opening import open_index
 from fwd2bot_cli.options import Debug, IndexFolder, Json, Quiet
 from fwd2bot_cli.pictures import named_picture
@@ -53,7 +53,7 @@ def ask(
             if as_json:
                 output.json(_document(question, query, [row]))
             else:
-                output.data(printable(text))
+                output.data(printable_lines(text))
             return
         hits = [found]
     else:
@@ -66,7 +66,7 @@ def ask(
         output.json(_document(question, query, [_answer_as_dict(a) for a in answers]))
     elif len(answers) == 1:
         output.message(f"About {shown(answers[0].hit.uri)}:")
-        output.data(printable(answers[0].text))
+        output.data(printable_lines(answers[0].text))
     else:
         output.table(("rank", "score", "path", "answer"), [_row(a) for a in answers])
 
@@ -89,7 +89,7 @@ def _ask_outside(index: Index, question: str, image: Path, output: Output) -> st
 
 def _row(answer: Answer) -> tuple[str, str, str, str]:
     hit = answer.hit
-    return str(hit.rank), score(hit), shown(hit.uri), printable(answer.text)
+    return str(hit.rank), score(hit), shown(hit.uri), printable(" ".join(answer.text.split()))
 
 
 def _answer_as_dict(answer: Answer) -> dict[str, object]:

@@ -106,6 +106,11 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text)
 
 
+def printable_lines(text: str) -> str:
+    """As :func:`printable`, but with its lines kept: for a text that stands alone."""
+    return "\n".join(printable(line) for line in text.splitlines())
+
+
 def shown(path: str | Path) -> str:
     """A file name for eyes."""
     return printable(relative(str(path)))

@@ -15,7 +15,7 @@ from pathlib import Path
 from string import Template
 
 from fwd2bot_index.decoding import decode_image, read_file
-from fwd2bot_index.errors import Fwd2BotError, ImageError, InputError
+from fwd2bot_index.errors import Fwd2BotError, ImageError
 
 THUMBNAIL_SIDE = 320
 """Longest side in pixels: sharp at the width of a card on a screen of twice the density."""
@@ -44,11 +44,8 @@ def write_gallery(path: Path, title: str, sections: Sequence[Section]) -> None:
     """Write the page.
 
     Raises:
-        InputError: there is no folder to write it in.
         Fwd2BotError: it cannot be written.
     """
-    if not path.parent.is_dir():
-        raise InputError(f"There is no folder {path.parent} to write {path.name} in.")
     try:
         path.write_text(gallery(title, sections), encoding="utf-8")
     except OSError as e:

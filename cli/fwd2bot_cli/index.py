@@ -16,6 +16,7 @@ from fwd2bot_cli.options import Debug, IndexFolder, Json, Quiet
 from fwd2bot_cli.progress import IndexProgress
 from fwd2bot_cli.session import Session, session_of
 from fwd2bot_index.checkpoints import DEFAULT_MODEL
+from fwd2bot_index.errors import InputError
 
 if TYPE_CHECKING:
     from fwd2bot_index.types import Compressor, IndexReport
@@ -82,10 +83,13 @@ def index(
     session = session_of(context)
     output = session.output
     folder = index_to_write(index)
+    for path in paths:
+        if not path.exists():  # indexing would say so too, but only after a model was downloaded
+            raise InputError(f"There is no folder or file {shown(path)} to index.")
     choice, codec = _settings(folder, model=model, revision=revision, num_tokens=num_tokens, codec=codec)
     report = run_index(session, paths, folder, choice, codec=codec, batch_size=batch_size, workers=workers)
     if as_json:
-        output.json({"index": str(folder), **asdict(report)})
+        output.json({"index": str(folder.absolute()), **asdict(report)})
     else:
         _tell(output, report, folder)
     _tell_skipped(output, report)
@@ -108,7 +112,7 @@ def run_index(
     """Index with a progress bar. ``load`` replaces loading by the session, for who needs the same model afterwards."""
     from fwd2bot_index.indexing import index_images
 
-    identity = session.models.identity(choice)
+    identity = session.models.identity(choice, show_download=session.output.live)
     with IndexProgress(session.output) as progress:
         return index_images(
             paths,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -33,8 +34,8 @@ class ModelChoice:
 class Models(Protocol):
     """Finds models and loads them; tests bring one that hands out a fake."""
 
-    def identity(self, choice: ModelChoice) -> ModelIdentity:
-        """What the loaded model will be, without loading it.
+    def identity(self, choice: ModelChoice, *, show_download: bool) -> ModelIdentity:
+        """What the loaded model will be, without loading it; one on the hub is downloaded first.
 
         Raises:
             ModelError: there is no such model.
@@ -53,7 +54,9 @@ class Models(Protocol):
 class PretrainedModels:
     """The bundled model, folders, and the hub."""
 
-    def identity(self, choice: ModelChoice) -> ModelIdentity:
+    def identity(self, choice: ModelChoice, *, show_download: bool) -> ModelIdentity:
+        if not show_download:
+            os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # read when huggingface_hub is first imported
         from fwd2bot_index.checkpoints import resolve
         from fwd2bot_index.types import ModelIdentity
 

@@ -47,6 +47,8 @@ def search(
         raise InputError("Give either words to look for or --image FILE.")
     if as_json and (paths_only or null):
         raise InputError("Give either --json or --paths-only.")
+    if html is not None and not html.absolute().parent.is_dir():
+        raise InputError(f"There is no folder {shown(html.parent)} to write {shown(html.name)} in.")
     output = session_of(context).output
     opened = open_index(session_of(context), index)
     with named_picture(image) if image is not None else nullcontext():

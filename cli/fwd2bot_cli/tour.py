@@ -34,7 +34,6 @@ SCENE_SIDE = 256
 STREAM = "demo"
 """A world of its own: none of these scenes was trained on."""
 SHOWN_PER_SEARCH = 5
-NUM_SEARCHES = 3
 QUESTION_TYPES = ("count", "color", "exist")
 
 
@@ -126,10 +125,23 @@ def _index(session: Session, folder: Path, drawn: Drawn) -> Index:
 
 
 def _searches(drawn: Drawn) -> list[Caption]:
-    """Captions of two objects, each true of at least one scene."""
+    """One object, two objects, and two that stand in a relation; each is true of at least one scene."""
     rng = np.random.default_rng(0)
-    pairs = [s for s in drawn.scenes if len(s.things) == 2]
-    return [caption(s, rng, relation=0.0) for s in pairs[:NUM_SEARCHES]]
+    third = NUM_SCENES // 3
+    return [
+        _true_caption(drawn.scenes[:third], rng, mentions=1, relation=False),
+        _true_caption(drawn.scenes[third : 2 * third], rng, mentions=2, relation=False),
+        _true_caption(drawn.scenes[2 * third :], rng, mentions=2, relation=True),
+    ]
+
+
+def _true_caption(scenes: Sequence[Scene], rng: np.random.Generator, *, mentions: int, relation: bool) -> Caption:
+    """A caption of the first scene that has as much to say."""
+    for picture in scenes:
+        true = caption(picture, rng, max_mentions=mentions, relation=float(relation))
+        if len(true.mentions) == mentions and bool(true.relations) == relation:
+            return true
+    raise AssertionError("the demo's scenes are fixed, and some have two objects in a relation")
 
 
 def _search(output: Output, index: Index, drawn: Drawn, wanted: Caption) -> Section:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from fwd2bot_cli import progress as progress_module
-from fwd2bot_cli.console import Output, printable, relative, size
+from fwd2bot_cli.console import Output, printable, printable_lines, relative, size
 from fwd2bot_cli.progress import IndexProgress
 
 
@@ -116,6 +116,7 @@ def test_no_bar_on_a_terminal_that_is_dumb_or_told_to_be_quiet(
 
 def test_control_characters_do_not_act() -> None:
     assert printable("a\x1b[31m\n\t\udcff") == r"a\x1b[31m\n\t\udcff"
+    assert printable_lines("one\ntwo\x1b") == "one\ntwo\\x1b"
     assert printable("żółw 龟 [bold]") == "żółw 龟 [bold]"
 
 

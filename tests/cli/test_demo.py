@@ -33,11 +33,17 @@ def test_twice_in_a_row(fwd2bot: Run, place: Path, models: FakeModels) -> None:
     assert list(place.iterdir()) == [place / "fwd2bot-demo"]
 
 
-def test_the_truth_is_true(fwd2bot: Run, place: Path) -> None:
-    """The fake answers with a colour; the truth of the second question must be the colour that the demo's scene has."""
+def test_what_is_searched_and_asked(fwd2bot: Run, place: Path) -> None:
+    """The demo is the same for everybody: its searches grow harder, and its truths are those of its scenes."""
     out = fwd2bot("demo").out
-    (row,) = [line.split("\t") for line in out.splitlines() if "\twhat color" in line]
-    assert row[3] in COLORS
+    one, two, related = re.findall(r'^search "(.*)" \(true of [1-9]\d* of 60 scenes\)$', out, re.MULTILINE)
+    assert one.count("a ") == 1
+    assert " and " in two
+    assert re.search("left of|right of|above|below", related)
+    truths = [line.split("\t")[3] for line in out.splitlines() if "?\t" in line]
+    assert truths[0].isdigit()
+    assert truths[1] in COLORS
+    assert truths[2] in ("yes", "no")
 
 
 def test_other_peoples_folders_are_left_alone(fwd2bot: Run, place: Path) -> None:

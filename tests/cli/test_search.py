@@ -72,4 +72,5 @@ def test_contradictions_are_refused(fwd2bot: Run, indexed: Path, models: FakeMod
         assert outcome.sentence
         assert outcome.out == ""
     assert fwd2bot("search", "red", "--top", "0").code == 2
+    assert "missing" in fwd2bot("search", "red", "--html", "missing/page.html").sentence
     assert models.loads == 0
