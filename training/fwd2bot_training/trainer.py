@@ -14,6 +14,7 @@ import json
 import math
 import os
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -152,9 +153,12 @@ class Trainer:
     # --- the loop
 
     def run(self) -> None:
-        """Train to ``config.steps``, then export. Ctrl-C saves and returns by KeyboardInterrupt."""
+        """Train to ``config.steps``, then export. Ctrl-C and SIGTERM save and leave by KeyboardInterrupt."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self.objective.train()
+        # A scheduler's SIGTERM, and a Ctrl-C that nohup would have ignored, save as well.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.default_int_handler)
         saved = time.monotonic()
         line = _ProgressLine(self.config.steps, self.mixture.batch_size)
         try:
