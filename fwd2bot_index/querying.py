@@ -5,7 +5,8 @@
     >>> index.ask("How many balls are there?", hits)[0].text
 
 The files of the pictures are never opened: what was kept of them is enough. The store, the vector index and the model
-are each imported and loaded when they are first needed, so that finding an index takes no time.
+are each imported and loaded when they are first needed, so that finding an index takes no time. Searching for a text
+loads no model where a :class:`fwd2bot_index.text_encoder.TextEncoder` does as well.
 
 Shapes: n hits, K summary tokens, D hidden size, E embedding size.
 """
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from fwd2bot_index.codec import Float32
     from fwd2bot_index.config import Manifest
     from fwd2bot_index.store import EmbeddedRows, IndexStore, StoreStats
+    from fwd2bot_index.text_encoder import TextEncoder
     from fwd2bot_index.vector_index import VectorIndex
 
 INDEX_FOLDER: Final = ".fwd2bot"
@@ -53,18 +55,32 @@ class Index:
     """An index, opened for questions. It answers from what was committed when it first searched; open it again to see
     later changes."""
 
-    def __init__(self, store: IndexStore, model: Compressor | Callable[[], Compressor]) -> None:
+    def __init__(
+        self,
+        store: IndexStore,
+        model: Compressor | Callable[[], Compressor],
+        text_encoder: Callable[[], TextEncoder | None] | None = None,
+    ) -> None:
         self._store = store
         self._source = model
+        self._text_source = text_encoder
 
     @classmethod
-    def open(cls, path: str | Path, *, model: Compressor | Callable[[], Compressor] | None = None) -> Self:
+    def open(
+        cls,
+        path: str | Path,
+        *,
+        model: Compressor | Callable[[], Compressor] | None = None,
+        text_encoder: Callable[[], TextEncoder | None] | None = None,
+    ) -> Self:
         """The index in that folder.
 
         Args:
             path: the folder that holds ``manifest.json``.
             model: the model that made it, or what loads it when it is first needed. None: the one that the manifest
                 names, from where it came.
+            text_encoder: what makes the encoder of texts for as long as the model is not loaded; it may find that only
+                the model will do. None: that of the model that the manifest names, unless ``model`` is given.
 
         Raises:
             IndexNotFoundError, IndexCorruptedError, IndexMismatchError: it cannot be read.
@@ -72,7 +88,9 @@ class Index:
         from fwd2bot_index.store import IndexStore
 
         store = IndexStore.open(path)
-        return cls(store, model or (lambda: _load(store.manifest)))
+        if model is None:
+            text_encoder = text_encoder or (lambda: _load_text_encoder(store.manifest))
+        return cls(store, model or (lambda: _load(store.manifest)), text_encoder)
 
     @property
     def manifest(self) -> Manifest:
@@ -151,6 +169,9 @@ class Index:
         """
         if not text.strip():
             raise InputError("The text to search for is empty.")
+        encoder = None if "model" in self.__dict__ else self._text_encoder
+        if encoder is not None:
+            return encoder.embed_text([text])[0]
         embedding: Float32 = self.model.embed_text([text])[0].float().cpu().numpy()
         return embedding
 
@@ -216,6 +237,10 @@ class Index:
     # ---- helpers
 
     @cached_property
+    def _text_encoder(self) -> TextEncoder | None:
+        return self._text_source() if self._text_source is not None else None
+
+    @cached_property
     def _rows(self) -> EmbeddedRows:
         return self._store.embeddings()
 
@@ -254,3 +279,9 @@ def _load(manifest: Manifest) -> Compressor:
 
     tokens = manifest.num_summary_tokens if manifest.mode == "training-free" else None
     return Fwd2BotModel.from_pretrained(manifest.model, revision=manifest.model_revision, num_summary_tokens=tokens)
+
+
+def _load_text_encoder(manifest: Manifest) -> TextEncoder | None:
+    from fwd2bot_index.text_encoder import TextEncoder
+
+    return TextEncoder.for_manifest(manifest)

@@ -10,6 +10,7 @@ from fakes import FakeModel
 from PIL import Image
 
 from fwd2bot_cli.models import ModelChoice
+from fwd2bot_index.config import Manifest
 from fwd2bot_index.types import Compressor, ModelIdentity
 
 COLOURS = {"red": (250, 10, 10), "green": (10, 250, 10), "blue": (10, 10, 250)}
@@ -29,6 +30,9 @@ class FakeModels:
         self.loads += 1
         self.model.name = choice.name
         return self.model
+
+    def text_encoder(self, manifest: Manifest) -> None:
+        """Only the model itself embeds."""
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from fwd2bot_index.config import Manifest
+    from fwd2bot_index.text_encoder import TextEncoder
     from fwd2bot_index.types import Compressor, ModelIdentity
 
 
@@ -50,6 +51,14 @@ class Models(Protocol):
         """
         ...
 
+    def text_encoder(self, manifest: Manifest) -> TextEncoder | None:
+        """What embeds texts as the model that made an index does, without loading it; None where nothing can.
+
+        Raises:
+            ModelError: the model cannot be found, or a file of it is broken.
+        """
+        ...
+
 
 class PretrainedModels:
     """The bundled model, folders, and the hub."""
@@ -71,6 +80,11 @@ class PretrainedModels:
         transformers.utils.logging.disable_progress_bar()
         transformers.utils.logging.set_verbosity_error()
         return Fwd2BotModel.from_pretrained(choice.name, revision=choice.revision, num_summary_tokens=choice.num_tokens)
+
+    def text_encoder(self, manifest: Manifest) -> TextEncoder | None:
+        from fwd2bot_index.text_encoder import TextEncoder
+
+        return TextEncoder.for_manifest(manifest)
 
 
 def absolute(name: str) -> str:

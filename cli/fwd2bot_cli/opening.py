@@ -26,5 +26,7 @@ def open_index(session: Session, given: Path | None) -> Index:
         with session.output.waiting(f"Loading the model {index.manifest.model} …"):
             return session.models.load(ModelChoice.of(index.manifest))
 
-    index = Index.open(existing_index(given), model=load)
+    index = Index.open(
+        existing_index(given), model=load, text_encoder=lambda: session.models.text_encoder(index.manifest)
+    )
     return index
