@@ -22,7 +22,6 @@ from io import BytesIO
 from pathlib import Path
 from typing import Final
 
-import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from fwd2bot_index.errors import ImageError
@@ -148,11 +147,8 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16"):
-        wide = np.asarray(image).astype(np.uint32)
-        return Image.fromarray(((wide * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")
-    if image.mode in ("I", "F"):
-        return _stretch(image)
+    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
+        return _deep_to_rgb(image)
     if image.has_transparency_data:
         layer = image.convert("RGBA")
         white = Image.new("RGBA", layer.size, "white")
@@ -160,8 +156,14 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _stretch(image: Image.Image) -> Image.Image:
-    """32-bit and floating-point pictures have no fixed range: their darkest becomes black and their lightest white."""
+def _deep_to_rgb(image: Image.Image) -> Image.Image:
+    """Grey with more than 8 bits. 32-bit and floating-point pictures have no fixed range: their darkest becomes black
+    and their lightest white."""
+    import numpy as np  # for these few: it is most of the time that a decoder process takes to start
+
+    if image.mode.startswith("I;16"):
+        wide = np.asarray(image).astype(np.uint32)
+        return Image.fromarray(((wide * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")
     values = np.nan_to_num(np.asarray(image, dtype=np.float64), nan=0.0, posinf=0.0, neginf=0.0)
     low, high = values.min(), values.max()
     scaled = (values - low) * (255 / (high - low)) if high > low else np.zeros_like(values)

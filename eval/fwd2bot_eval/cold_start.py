@@ -31,16 +31,21 @@ class _Stages:
 
 
 def search(index: Path, query: str) -> dict[str, float]:
-    """``fwd2bot search``, in this process, from its start."""
+    """``fwd2bot search``, in this process, from its start.
+
+    ``model`` is the encoder of texts where one does as well, else the whole model with what it imports.
+    """
     stages = _Stages()
-    import fwd2bot_index.model
-    import fwd2bot_index.store
     import fwd2bot_index.vector_index  # noqa: F401
     from fwd2bot_index.querying import Index
+    from fwd2bot_index.store import IndexStore
+    from fwd2bot_index.text_encoder import TextEncoder
 
     stages.end("imports")
-    opened = Index.open(index)
-    _ = opened.model
+    encoder = TextEncoder.for_manifest(IndexStore.open(index).manifest)
+    opened = Index.open(index, text_encoder=lambda: encoder)
+    if encoder is None:
+        _ = opened.model
     stages.end("model")
     embedding = opened.embed_text(query)
     stages.end("embed")

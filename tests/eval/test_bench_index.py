@@ -50,6 +50,7 @@ def test_figures_of_a_model_whose_time_is_known(images: Path, tmp_path: Path) ->
     assert asking.from_tokens > 0
 
 
+@pytest.mark.slow
 def test_the_command(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     base, processor = build("llava")
     base.save_pretrained(tmp_path / "model")

@@ -226,6 +226,7 @@ def test_another_model_is_refused(index: Index) -> None:
 def test_the_manifest_names_the_model_that_is_loaded(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(querying, "_load", lambda manifest: FakeModel(name=manifest.model))
     monkeypatch.setattr(querying, "_load_text_encoder", lambda manifest: None)
+    monkeypatch.setattr(querying, "_load_text_encoder", lambda manifest: None)
     assert Index.open(index.path).search("red")[0].uri.endswith("red.png")
 
 
