@@ -82,7 +82,7 @@ def run(command: str, index: Path, argument: str) -> dict[str, float]:
     """``command`` (search, reindex) in a fresh process: its stages, and ``total`` until it has ended."""
     started = time.time()
     done = subprocess.run(
-        [sys.executable, "-m", "fwd2bot_eval.cold_start", command, str(index), argument],
+        [sys.executable, "-P", "-m", "fwd2bot_eval.cold_start", command, str(index), argument],
         env={**os.environ, _STARTED: str(started)},
         stdout=subprocess.PIPE,
         check=True,

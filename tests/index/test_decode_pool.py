@@ -136,7 +136,7 @@ def test_a_decoder_that_cannot_start_is_an_error_not_a_bad_file(
 
 def test_the_decoder_imports_neither_torch_nor_transformers() -> None:
     code = "import json, sys, fwd2bot_index.decode_worker; print(json.dumps(sorted(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, timeout=300)
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, check=True, timeout=300)
     modules = json.loads(done.stdout)
     assert "PIL.Image" in modules
     assert not {"torch", "transformers", "peft", "lance", "pyarrow", "faiss", "numpy"} & set(modules)

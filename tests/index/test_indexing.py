@@ -473,7 +473,7 @@ def test_a_run_that_is_ended_from_outside_is_continued(tmp_path: Path, signal_nu
     corpus.write({f"{i}.png": plain(RED, (10 + i, 9)) for i in range(60)})
     code = SLOW_RUN.format(path=sys.path, photos=str(corpus.photos), index=str(corpus.index_folder))
     with subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, start_new_session=True
+        [sys.executable, "-P", "-c", code], stdout=subprocess.PIPE, text=True, start_new_session=True
     ) as run:
         assert run.stdout is not None
         for line in run.stdout:

@@ -245,7 +245,7 @@ def test_an_index_is_found_upward(index: Index, photos: Path) -> None:
 
 def test_importing_is_light() -> None:
     code = "import sys, fwd2bot_index.querying; print(*sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=300)
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True, timeout=300)
     assert not {"torch", "transformers", "peft", "lance", "faiss"} & set(done.stdout.split())
 
 
@@ -255,7 +255,7 @@ def test_searching_by_embedding_needs_no_torch(index: Index) -> None:
         "print(len(Index.open(sys.argv[1]).search_embedding(np.ones(3, np.float32)))); print(*sys.modules)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, str(index.path)], capture_output=True, text=True, check=True, timeout=300
+        [sys.executable, "-P", "-c", code, str(index.path)], capture_output=True, text=True, check=True, timeout=300
     )
     count, modules = done.stdout.splitlines()
     assert count == "3"

@@ -197,7 +197,7 @@ nearest = db.open_table("images").search([0.004] * 4).limit(1).to_list()[0]["uri
 print(json.dumps([nearest, db.open_table("tokens").count_rows()]))
 """
     done = subprocess.run(
-        [sys.executable, "-c", code, str(store.path)], capture_output=True, text=True, check=True, timeout=300
+        [sys.executable, "-P", "-c", code, str(store.path)], capture_output=True, text=True, check=True, timeout=300
     )
     assert json.loads(done.stdout) == ["/photos/4.jpg", 5]
 
