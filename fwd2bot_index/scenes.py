@@ -33,7 +33,7 @@ COLORS = {
     "purple": (130, 50, 170),
     "pink": (250, 150, 200),
 }
-SIZES = {"small": (0.070, 0.090), "large": (0.130, 0.160)}
+SIZES = {"small": (0.085, 0.105), "large": (0.155, 0.185)}
 """Radius as a share of the picture's side."""
 MAX_OBJECTS = 6
 PLACES = (("top left", "top", "top right"), ("left", "center", "right"), ("bottom left", "bottom", "bottom right"))

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from fwd2bot_training.losses import WORD_LOGIT_SCALE, autoregressive, info_nce, words
+from fwd2bot_training.losses import autoregressive, info_nce, words
 
 
 def test_uniform_logits_cost_log_v() -> None:
@@ -53,6 +53,6 @@ def test_word_loss_closed_forms() -> None:
     targets = torch.zeros(3, 7)
     targets[:, 2] = 1
     assert words(torch.randn(3, 4), torch.zeros(7, 4), targets).item() == pytest.approx(math.log(7), rel=1e-6)
-    feature = torch.tensor([[6 / WORD_LOGIT_SCALE, 0.0, 0.0, 0.0]])  # one of two right words scores 6, the others 0
+    feature = torch.tensor([[6.0, 0.0, 0.0, 0.0]])  # one of two right words scores 6, the others 0
     loss = words(feature, torch.eye(4), torch.tensor([[0.5, 0.5, 0.0, 0.0]]))
     assert loss.item() == pytest.approx(math.log(math.exp(6) + 3) - 3, rel=1e-4)

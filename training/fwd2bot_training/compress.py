@@ -55,6 +55,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--lr", type=float, default=5e-4)
     parser.add_argument("--decay", type=float, default=0.5, help="share of the steps with a falling learning rate")
+    parser.add_argument("--curriculum-steps", type=int, default=0, help="scenes grow from one object to six over these")
     parser.add_argument("--num-tokens", type=int, default=16)
     parser.add_argument("--prefixes", type=int, nargs="+", default=[4, 8, 16, 16], help="k' is drawn from these")
     parser.add_argument("--queries", choices=["constant", "region"], default="region")
@@ -79,7 +80,12 @@ def main(argv: list[str] | None = None) -> int:
     trainer = Trainer(
         CompressObjective(model, contrastive_weight=args.contrastive_weight, prefixes=args.prefixes, seed=args.seed),
         Mixture.from_weights(
-            weights, data=args.data, image_size=image_size, seed=args.seed, batch_size=args.batch_size
+            weights,
+            data=args.data,
+            image_size=image_size,
+            seed=args.seed,
+            batch_size=args.batch_size,
+            curriculum_steps=args.curriculum_steps,
         ),
         TrainConfig(steps=args.steps, lr=args.lr, decay=args.decay),
         args.out,

@@ -8,8 +8,6 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-WORD_LOGIT_SCALE = 16.0
-
 
 def autoregressive(logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
     """Next-token cross entropy after the second pass, in nats.
@@ -27,21 +25,19 @@ def autoregressive(logits: torch.Tensor, labels: torch.Tensor, weights: torch.Te
     return (losses * weights).sum() / weights.sum()
 
 
-def words(features: torch.Tensor, vocabulary: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Regions predict the words said of them (Joulin et al., arXiv 1511.02251), through the LLM's own embeddings.
+def words(features: torch.Tensor, codes: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Regions predict the words said of them (Joulin et al., arXiv 1511.02251).
 
     Args:
-        features: [R, D] averages of image tokens, as they enter the LLM.
-        vocabulary: [V, D] the LLM's (tied) embeddings.
+        features: [R, D] averages of image tokens, as they enter the LLM. They are not normalised: nothing would hold
+            their size then, and an LLM hardly moves a residual stream that starts much larger than its embeddings.
+        codes: [V, D] one fixed direction for each word. Not the LLM's own embeddings: those of words that it cannot
+            tell apart yet (all shapes, say) are nearly the same, so they would never teach the difference.
         targets: [R, V] rows sum to 1: the share of each word.
     Returns:
         [] cross entropy in nats; features that say nothing give log V.
     """
-    # The factor lets features of the embeddings' own size be sure of a word: else they outgrow the embeddings, and
-    # the LLM's layers hardly move a residual stream that starts so large. (Normalising them instead is worse: nothing
-    # then holds their size at all.)
-    logits = WORD_LOGIT_SCALE * features @ vocabulary.T
-    return -(targets * F.log_softmax(logits, dim=-1)).sum(-1).mean()
+    return -(targets * F.log_softmax(features @ codes.T, dim=-1)).sum(-1).mean()
 
 
 def info_nce(images: torch.Tensor, texts: torch.Tensor, logit_scale: torch.Tensor) -> torch.Tensor:

@@ -142,6 +142,10 @@ class PretrainObjective(torch.nn.Module):
     ) -> None:
         super().__init__()
         self.word_weight = word_weight
+        self.word_codes: torch.Tensor
+        embeddings = base.get_input_embeddings().weight
+        codes = torch.randn(embeddings.shape, generator=torch.Generator().manual_seed(0))
+        self.register_buffer("word_codes", codes, persistent=False)
         self.vision_only = vision_only
         self.base = base
         self.tokenizer = tokenizer
@@ -173,15 +177,14 @@ class PretrainObjective(torch.nn.Module):
         """``features``: [B, N, D] with N a square grid."""
         side = math.isqrt(features.shape[1])
         centres = (torch.arange(side) + 0.5) / side
-        vocabulary = self.base.model.language_model.get_input_embeddings().weight
-        rows, targets = [], torch.zeros(len(batch.regions), len(vocabulary))
+        rows, targets = [], torch.zeros(len(batch.regions), len(self.word_codes))
         for i, (row, (left, top, right, bottom), ids) in enumerate(batch.regions):
             half = 0.5 / side  # a cell belongs to a box that reaches into it
             across = (centres > left - half) & (centres < right + half)
             down = (centres > top - half) & (centres < bottom + half)
             rows.append(features[row][(down[:, None] & across).flatten()].mean(0))
             targets[i].index_add_(0, torch.tensor(ids), torch.full((len(ids),), 1 / len(ids)))
-        return losses.words(torch.stack(rows), vocabulary, targets)
+        return losses.words(torch.stack(rows), self.word_codes, targets)
 
 
 def wrap(language_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tokens: torch.Tensor) -> torch.Tensor:

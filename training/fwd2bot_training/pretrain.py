@@ -23,16 +23,16 @@ from fwd2bot_training.objectives import PretrainObjective
 from fwd2bot_training.trainer import TrainConfig, Trainer
 
 MIXTURE = {
-    "scenes": 0.60,
+    "scenes": 0.70,
     "flickr8k": 0.20,
-    "cifar100": 0.06,
-    "visual7w": 0.06,
+    "visual7w": 0.02,
     "easy_vqa": 0.04,
-    "shapes": 0.02,
-    "daquar": 0.02,
+    "cifar100": 0.02,
+    "shapes": 0.01,
+    "daquar": 0.01,
 }
 
-VISION_MIXTURE = {"scenes": 0.8, "flickr8k": 0.15, "cifar100": 0.05}
+VISION_MIXTURE = {"scenes": 0.5, "flickr8k": 0.5}
 
 
 def main(argv: list[str] | None = None) -> int:

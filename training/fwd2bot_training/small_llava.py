@@ -5,20 +5,26 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import (
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
+    PreTrainedModel,
     PreTrainedTokenizerFast,
     SiglipVisionConfig,
 )
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+from fwd2bot_index import scenes
 
 BOS, EOS, PAD, IMAGE = "<bos>", "<eos>", "<pad>", "<image>"
 CHAT_TEMPLATE = (
@@ -128,7 +134,52 @@ def make_model(tokenizer: PreTrainedTokenizerFast, config: SmallLlavaConfig) -> 
     )
     # Plain matrix products beat SDPA at these sizes on a CPU (findings.md).
     model = LlavaForConditionalGeneration._from_config(llava, attn_implementation="eager")
+    _start_seeing(model.model.vision_tower)
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.generation_config.bos_token_id = tokenizer.bos_token_id
     return model.to(torch.float32)
+
+
+@torch.no_grad()
+def _start_seeing(vision: PreTrainedModel) -> None:
+    """An initialisation that spares a small ViT its first hundred thousand pictures.
+
+    Patches start as their lowest DCT coefficients, each scaled to the same variance over rendered scenes: with random
+    filters the mean colour drowns the edges that shapes are told by. Positions start as the 2-D sine and cosine code of
+    "Better plain ViT baselines" (arXiv 2205.01580), as loud as the patches. Both are trained on from there.
+    """
+    embeddings = vision.embeddings
+    convolution = embeddings.patch_embedding
+    dim, channels, patch, _ = convolution.weight.shape
+    basis = torch.stack(
+        [
+            torch.cos(math.pi * (torch.arange(patch) + 0.5) * k / patch) * (1 if k else 0.5**0.5) * (2 / patch) ** 0.5
+            for k in range(patch)
+        ]
+    )
+    # colour as brightness and two differences, lowest frequencies first
+    colors = torch.tensor([[1.0, 1.0, 1.0], [1.0, 0.0, -1.0], [-0.5, 1.0, -0.5]])[:channels]
+    order = sorted(((i, j, c) for i in range(patch) for j in range(patch) for c in range(channels)), key=_frequency)
+    filters = torch.stack([colors[c][:, None, None] * (basis[i][:, None] * basis[j])[None] for i, j, c in order[:dim]])
+    rng = np.random.default_rng(0)
+    pictures = [np.asarray(scenes.render(scenes.sample_scene(rng), size=embeddings.image_size)) for _ in range(200)]
+    pixels = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    responses = F.conv2d(pixels, filters, stride=patch).transpose(0, 1).flatten(1)
+    scale = 0.5 / responses.std(dim=1).clamp(min=1e-2)
+    convolution.weight[: len(filters)] = filters * scale[:, None, None, None]
+    convolution.bias[: len(filters)] = -responses.mean(dim=1) * scale
+
+    side = embeddings.image_size // patch
+    frequencies = torch.linspace(0.5, side / 2, dim // 4) * math.pi
+    at = (torch.arange(side) + 0.5) / side
+    waves = torch.cat([torch.sin(at[:, None] * frequencies), torch.cos(at[:, None] * frequencies)], dim=1)
+    code = torch.cat([waves[:, None].expand(side, side, -1), waves[None].expand(side, side, -1)], dim=-1).reshape(
+        side * side, -1
+    )
+    embeddings.position_embedding.weight.copy_(F.pad(code, (0, dim - code.shape[1])) * 0.5)
+
+
+def _frequency(index: tuple[int, int, int]) -> tuple[int, int, int, int]:
+    i, j, c = index
+    return (i * i + j * j, i, j, c)
