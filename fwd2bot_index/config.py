@@ -31,7 +31,8 @@ def _parse(cls: type, path: Path, raw: str, error: type[Fwd2BotError], newer: ty
     version = data.get("format_version")
     if isinstance(version, int) and version > FORMAT_VERSION:
         raise newer(
-            f"{path} has format version {version}; this fwd2bot reads up to {FORMAT_VERSION}. Upgrade fwd2bot to read it."
+            f"{path} has format version {version}; this fwd2bot reads up to {FORMAT_VERSION}. "
+            "Upgrade fwd2bot to read it."
         )
     known = {f.name for f in fields(cls)}
     if unknown := sorted(set(data) - known):

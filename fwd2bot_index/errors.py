@@ -32,7 +32,7 @@ class UnsupportedFamilyError(ModelError):
     """A model family that the double pass cannot work with; the message says why."""
 
 
-class IndexError_(Fwd2BotError):  # noqa: N801 - the builtin's name is taken
+class IndexError_(Fwd2BotError):
     """An index that cannot be read or written."""
 
 

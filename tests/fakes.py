@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ class FakeModel:
     Tokens are [B, K, D] with the mean colour in the first three places of every token.
     """
 
-    COLOURS = {"red": (1.0, 0.0, 0.0), "green": (0.0, 1.0, 0.0), "blue": (0.0, 0.0, 1.0)}
+    COLOURS: ClassVar = {"red": (1.0, 0.0, 0.0), "green": (0.0, 1.0, 0.0), "blue": (0.0, 0.0, 1.0)}
 
     def __init__(self, *, name: str = "fake", fingerprint: str = "fake-1", num_summary_tokens: int = 4) -> None:
         self.name = name
