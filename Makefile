@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 WHEEL_VENV := .venv-wheel
+# One thread for each of the test processes: several of torch's in each would only wait for one another.
+RUN_TESTS := -P -m pytest -n auto
 
 .PHONY: demo test check unit wheel-test clean
 
@@ -24,7 +26,7 @@ check: $(VENV)/.stamp
 	$(BIN)/lint-imports
 
 unit: $(VENV)/.stamp
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/python $(RUN_TESTS)
 
 # The same tests against the built wheel: an interpreter that sees the dependencies of .venv, but not the checkout
 # (a line in a .pth file adds a folder without reading the .pth files in it, so the editable install stays out).
@@ -35,7 +37,7 @@ wheel-test: $(VENV)/.stamp
 	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" \
 	  > $$($(WHEEL_VENV)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/dependencies.pth
 	$(WHEEL_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps dist/*.whl
-	FWD2BOT_TEST_WHEEL=1 $(WHEEL_VENV)/bin/python -P -m pytest
+	FWD2BOT_TEST_WHEEL=1 OMP_NUM_THREADS=1 $(WHEEL_VENV)/bin/python $(RUN_TESTS)
 
 clean:
 	rm -rf dist build $(WHEEL_VENV) .mypy_cache .ruff_cache .pytest_cache
