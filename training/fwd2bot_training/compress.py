@@ -69,6 +69,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--rank", type=int, default=16, help="of the LoRA of each stage; alpha is twice as much")
     parser.add_argument("--tune", choices=["full", "lora"], default="full")
     parser.add_argument("--contrastive-weight", type=float, default=0.2)
+    parser.add_argument("--loader-workers", type=int, default=1, help="processes that draw batches; 0: none")
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args(argv)
 
@@ -93,7 +94,7 @@ def main(argv: list[str] | None = None) -> int:
             batch_size=args.batch_size,
             curriculum_steps=args.curriculum_steps,
         ),
-        TrainConfig(steps=args.steps, lr=args.lr, decay=args.decay),
+        TrainConfig(steps=args.steps, lr=args.lr, decay=args.decay, loader_workers=args.loader_workers),
         args.out,
         export=lambda: export(model, args.out / "model"),
     )

@@ -51,6 +51,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--vision-only", action="store_true", help="train the vision part alone, by the word loss")
     parser.add_argument("--word-weight", type=float, default=0.2)
     parser.add_argument("--contrastive-weight", type=float, default=0.2)
+    parser.add_argument("--loader-workers", type=int, default=1, help="processes that draw batches; 0: none")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
 
@@ -92,7 +93,7 @@ def main(argv: list[str] | None = None) -> int:
             vision_only=args.vision_only,
         ),
         mixture,
-        TrainConfig(steps=args.steps, lr=args.lr, decay=args.decay),
+        TrainConfig(steps=args.steps, lr=args.lr, decay=args.decay, loader_workers=args.loader_workers),
         args.out,
         export=export,
     )

@@ -46,10 +46,14 @@ class TrainConfig:
     clip: float = 1.0
     save_minutes: float = 5.0
     log_every: int = 20
+    loader_workers: int = 1
+    """Processes that draw and collate batches; 0: the training process itself."""
 
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise InputError(f"--steps must be at least 1, not {self.steps}.")
+        if self.loader_workers < 0:
+            raise InputError(f"--loader-workers must not be negative, but is {self.loader_workers}.")
         if not 0 <= self.decay <= 1:
             raise InputError(f"--decay must be between 0 and 1, not {self.decay}.")
 
@@ -179,7 +183,18 @@ class Trainer:
     def _batches(self) -> Iterator[Batch]:
         steps = range(self.step, self.config.steps)
         data = _Batches(self.mixture, self.objective.tokenizer, self.objective.probes)
-        loader = DataLoader(data, batch_size=None, sampler=steps, num_workers=1, prefetch_factor=4)
+        if self.config.loader_workers:
+            # not forked: neither torch's threads nor lance survive that
+            several: dict[str, Any] = {"multiprocessing_context": "spawn", "prefetch_factor": 4}
+        else:
+            several = {}
+        loader = DataLoader(
+            data,
+            batch_size=None,
+            sampler=steps,
+            num_workers=self.config.loader_workers,
+            **several,
+        )
         yield from loader
 
     def train_step(self, batch: Batch) -> StepLosses:
