@@ -70,13 +70,11 @@ class Source(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class SceneSource:
-    """Fresh scenes, never the same twice, from another stream of seeds than the held-out ones."""
+    """Fresh scenes, from another stream of seeds than the held-out ones; relations are asked twice as often."""
 
     image_size: int
     budget: int = 9
     """Questions plus objects: a description grows with the objects, so this keeps the rows of a batch equally long."""
-    weights: Mapping[str, float] | None = None
-    """Relative frequency of the question types; None: relations twice as often as the others."""
     curriculum_steps: int = 0
     """Scenes grow from one object to all over this many steps: a model from scratch learns to look at one object in a
     few hundred steps, and at six not in a thousand. 0: all from the start."""
@@ -87,9 +85,8 @@ class SceneSource:
         if step < self.curriculum_steps:
             most = 1 + (scenes.MAX_OBJECTS - 1) * step // self.curriculum_steps
         scene = scenes.sample_scene(rng, max_objects=most)
-        weights = self.weights or {"relation": 2.0}
         types = list(scenes.QUESTION_TYPES)
-        p = np.array([weights.get(t, 1.0) for t in types])
+        p = np.array([2.0 if t == "relation" else 1.0 for t in types])
         order = rng.choice(len(types), size=len(types), replace=False, p=p / p.sum())
         segments: list[Segment] = []
         for i in order:
