@@ -40,7 +40,7 @@ PLACES = (("top left", "top", "top right"), ("left", "center", "right"), ("botto
 RELATIONS = ("left of", "right of", "above", "below")
 OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 EXTREMES = {"leftmost": (0, -1), "rightmost": (0, 1), "topmost": (1, -1), "bottommost": (1, 1)}
-QUESTION_TYPES = ("exist", "count", "color", "shape", "size", "place", "relation", "extreme", "match")
+QUESTION_TYPES = ("exist", "count", "color", "shape", "size", "place", "side", "relation", "extreme", "match")
 
 RELATION_MARGIN = 0.10
 PLACE_MARGIN = 0.03
@@ -104,10 +104,10 @@ class Caption:
     def __str__(self) -> str:
         if self.relations:
             a, relation, b = self.relations[0]
-            said = [f"a {self.mentions[a]} {relation} a {self.mentions[b]}"]
-            said += [f"a {m}" for i, m in enumerate(self.mentions) if i not in (a, b)]
+            said = [f"{a_or_an(str(self.mentions[a]))} {relation} {a_or_an(str(self.mentions[b]))}"]
+            said += [a_or_an(str(m)) for i, m in enumerate(self.mentions) if i not in (a, b)]
         else:
-            said = [f"a {m}" for m in self.mentions]
+            said = [a_or_an(str(m)) for m in self.mentions]
         return said[0] if len(said) == 1 else ", ".join(said[:-1]) + " and " + said[-1]
 
     def fits(self, scene: Scene) -> bool:
@@ -207,6 +207,10 @@ def _draw(draw: ImageDraw.ImageDraw, shape: str, fill: tuple[int, int, int], x: 
 # --- texts
 
 
+def a_or_an(words: str) -> str:
+    return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
+
+
 def describe(scene: Scene) -> str:
     """Everything in the scene, in reading order: the densest supervision there is."""
     rows = sorted(scene.things, key=lambda t: (int(t.y * 3), t.x))
@@ -298,7 +302,7 @@ def _exist(scene: Scene, rng: Rng) -> Question | None:
             mixed = [(c, s) for c in COLORS for s in SHAPES if (c, s) not in present]
         color, shape = mixed[int(rng.integers(len(mixed)))]
         answer = "no"
-    return Question(type="exist", text=f"is there a {color} {shape}?", answer=answer)
+    return Question(type="exist", text=f"is there {a_or_an(f'{color} {shape}')}?", answer=answer)
 
 
 def _count(scene: Scene, rng: Rng) -> Question | None:
@@ -349,6 +353,22 @@ def _relation(scene: Scene, rng: Rng) -> Question | None:
     return Question(type="relation", text=f"is the {a_words} {asked} the {b_words}?", answer="yes" if yes else "no")
 
 
+def _side(scene: Scene, rng: Rng) -> Question | None:
+    """The relation itself, where ``_relation`` asks whether a given one holds: the same comparison without the
+    exclusive-or of relation, order and answer, which a model from scratch does not find by itself."""
+    named = [(t, w) for t in scene.things if (w := _reference(scene, t))]
+    if len(named) < 2:
+        return None
+    i, j = rng.choice(len(named), size=2, replace=False)
+    (a, a_words), (b, b_words) = named[i], named[j]
+    true = [r for r in RELATIONS if related(a, r, b, margin=RELATION_MARGIN)]
+    if not true:
+        return None
+    relation = str(rng.choice(true))
+    asked = "left or right of" if relation in RELATIONS[:2] else "above or below"
+    return Question(type="side", text=f"is the {a_words} {asked} the {b_words}?", answer=relation.removesuffix(" of"))
+
+
 def _extreme(scene: Scene, rng: Rng) -> Question | None:
     if len(scene.things) < 2:
         return None
@@ -379,6 +399,7 @@ _ASK: dict[str, Callable[[Scene, Rng], Question | None]] = {
     "shape": _attribute("shape", "what shape is the {}?"),
     "size": _attribute("size", "what size is the {}?"),
     "place": _place,
+    "side": _side,
     "relation": _relation,
     "extreme": _extreme,
     "match": _match,

@@ -97,6 +97,8 @@ def test_each_mention_needs_an_object_of_its_own() -> None:
         ("is the red circle left of the blue star?", "yes"),
         ("is the blue star left of the red circle?", "no"),
         ("is the red circle above the blue star?", "yes"),
+        ("is the red circle left or right of the blue star?", "left"),
+        ("is the blue star above or below the red circle?", "below"),
     ],
 )
 def test_known_answers(text: str, answer: str) -> None:
@@ -115,9 +117,15 @@ def test_yes_and_no_are_balanced() -> None:
         assert 0.42 < answers.count("yes") / len(answers) < 0.58, kind
 
 
+def test_an_orange_and_a_red() -> None:
+    orange, red = Mention(shape="circle", color="orange"), Mention(shape="star", color="red")
+    assert str(Caption(mentions=(orange, red))) == "an orange circle and a red star"
+
+
 def test_a_scene_of_one_object_has_no_relations() -> None:
     alone = Scene(things=PAIR.things[:1], ground=0)
     rng = np.random.default_rng(0)
     assert scenes.ask(alone, "relation", rng) is None
+    assert scenes.ask(alone, "side", rng) is None
     assert scenes.ask(alone, "extreme", rng) is None
     assert scenes.describe(alone) == "small red circle top left"

@@ -48,6 +48,11 @@ def test_sources_are_drawn_by_weight() -> None:
     assert 10 <= names.count("rare") <= 60
 
 
+def test_batches_of_some_sources_are_larger() -> None:
+    mixture = Mixture([(SceneSource(image_size=24, name="many"), 1.0)], seed=0, batch_size=3, larger={"many": 2})
+    assert len(mixture.batch(0)[1]) == 6
+
+
 def test_captions_one_for_contrast_and_others_to_say(tmp_path: Path) -> None:
     _parquet(tmp_path / "a.parquet", [{"captions": ["A dog runs .", "The dog", "Two dogs", "It", "Run"]}])
     source = ParquetSource.read("a", tmp_path / "a.parquet", image_size=24)

@@ -33,6 +33,15 @@ def test_orthogonal_pairs_have_the_closed_form_of_clip() -> None:
     assert info_nce(eye, eye, torch.tensor(scale)).item() == pytest.approx(expected, rel=1e-5)
 
 
+def test_contrast_is_exact_under_autocast() -> None:
+    """Cosines are compared to more digits than bfloat16 has."""
+    images = torch.nn.functional.normalize(torch.randn(8, 64, generator=torch.Generator().manual_seed(0)), dim=-1)
+    texts = torch.nn.functional.normalize(images + 0.01, dim=-1)
+    exact = info_nce(images, texts, torch.tensor(4.6))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(info_nce(images, texts, torch.tensor(4.6)), exact)
+
+
 def test_both_directions_count() -> None:
     """One text near two images: image->text is easy, text->image is not; the loss is their mean."""
     images = torch.tensor([[1.0, 0.0], [1.0, 0.0]])

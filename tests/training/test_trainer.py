@@ -24,9 +24,9 @@ from .conftest import CONFIG
 
 @pytest.fixture
 def make_trainer(make_base: Callable[[], Any], tokenizer: Any, mixture: Mixture) -> Callable[..., Trainer]:
-    def make(folder: Path, *, steps: int = 4) -> Trainer:
+    def make(folder: Path, *, steps: int = 4, **settings: Any) -> Trainer:
         objective = PretrainObjective(make_base(), tokenizer, contrastive_weight=0.2)
-        config = TrainConfig(steps=steps, lr=1e-3, warmup=2, log_every=1, loader_workers=0)
+        config = TrainConfig(steps=steps, lr=1e-3, warmup=2, log_every=1, loader_workers=0, **settings)
         return Trainer(objective, mixture, config, folder, export=lambda: None)
 
     return make
@@ -36,22 +36,49 @@ def _weights(trainer: Trainer) -> dict[str, torch.Tensor]:
     return {n: p.detach().clone() for n, p in trainer.named.items()}
 
 
-def test_a_resumed_run_is_the_run_that_was_not_stopped(tmp_path: Path, make_trainer: Callable[..., Trainer]) -> None:
-    whole = make_trainer(tmp_path / "whole")
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_resumed_run_is_the_run_that_was_not_stopped(
+    optimizer: str, tmp_path: Path, make_trainer: Callable[..., Trainer]
+) -> None:
+    whole = make_trainer(tmp_path / "whole", optimizer=optimizer)
     whole.run()
 
-    killed = make_trainer(tmp_path / "killed")
+    killed = make_trainer(tmp_path / "killed", optimizer=optimizer)
     for step in range(2):
         batch = collate(step, *killed.mixture.batch(step), killed.objective.tokenizer, probes=killed.objective.probes)
         killed.train_step(batch)
     killed.save()
-    resumed = make_trainer(tmp_path / "killed")
+    resumed = make_trainer(tmp_path / "killed", optimizer=optimizer)
     assert resumed.resume()
     assert resumed.step == 2
     resumed.run()
 
     for name, weight in _weights(whole).items():
         assert torch.equal(weight, resumed.named[name]), name
+
+
+def test_muon_steps_the_layers_matrices_and_every_parameter_has_one_optimizer(
+    tmp_path: Path, make_trainer: Callable[..., Trainer]
+) -> None:
+    trainer = make_trainer(tmp_path, optimizer="muon")
+    adamw, muon = ([p for g in o.param_groups for p in g["params"]] for o in trainer.optimizers)
+    names = {p: n for n, p in trainer.named.items()}
+    assert len(adamw) + len(muon) == len(names) == len({*adamw, *muon})
+    assert all(".layers." in names[p] and p.ndim == 2 for p in muon)
+    assert {"embed_tokens", "position_embedding"} <= {n.split(".")[-2] for n in (names[p] for p in adamw) if "." in n}
+
+
+def test_bfloat16_computes_nearly_the_same_and_keeps_float32_weights(
+    tmp_path: Path, make_trainer: Callable[..., Trainer]
+) -> None:
+    losses = {}
+    for precision in ("float32", "bfloat16"):
+        trainer = make_trainer(tmp_path / precision, precision=precision)
+        batch = collate(0, *trainer.mixture.batch(0), trainer.objective.tokenizer, probes=trainer.objective.probes)
+        losses[precision] = trainer.train_step(batch).total.item()
+        assert {p.dtype for p in trainer.named.values()} == {torch.float32}
+    assert losses["bfloat16"] != losses["float32"]
+    assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.02)
 
 
 def test_training_learns_and_logs(tmp_path: Path, make_trainer: Callable[..., Trainer]) -> None:

@@ -70,10 +70,11 @@ class Source(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class SceneSource:
-    """Fresh scenes, from another stream of seeds than the held-out ones; relations are asked twice as often."""
+    """Fresh scenes, from another stream of seeds than the held-out ones; what compares two objects is asked twice as
+    often."""
 
     image_size: int
-    budget: int = 9
+    budget: int = 10
     """Questions plus objects: a description grows with the objects, so this keeps the rows of a batch equally long."""
     curriculum_steps: int = 0
     """Scenes grow from one object to all over this many steps: a model from scratch learns to look at one object in a
@@ -86,7 +87,7 @@ class SceneSource:
             most = 1 + (scenes.MAX_OBJECTS - 1) * step // self.curriculum_steps
         scene = scenes.sample_scene(rng, max_objects=most)
         types = list(scenes.QUESTION_TYPES)
-        p = np.array([2.0 if t == "relation" else 1.0 for t in types])
+        p = np.array([2.0 if t in ("side", "relation") else 1.0 for t in types])
         order = rng.choice(len(types), size=len(types), replace=False, p=p / p.sum())
         segments: list[Segment] = []
         for i in order:
@@ -194,10 +195,24 @@ NO_CROP = {"shapes", "easy_vqa"}
 """Cropping could cut away what the question asks for."""
 
 
-class Mixture:
-    """Batches drawn from sources by weight. ``batch(step)`` depends on nothing but (seed, step)."""
+LARGER = {"flickr8k": 2, "cifar100": 2}
+"""Batches of these are so many times larger: their texts are short, and contrast needs company."""
 
-    def __init__(self, sources: Sequence[tuple[Source, float]], *, seed: int, batch_size: int) -> None:
+
+class Mixture:
+    """Batches drawn from sources by weight. ``batch(step)`` depends on nothing but (seed, step).
+
+    ``larger``: factor on the batch size of a source, by name; 1 where it says nothing.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[tuple[Source, float]],
+        *,
+        seed: int,
+        batch_size: int,
+        larger: Mapping[str, int] | None = None,
+    ) -> None:
         if not sources or any(w <= 0 for _, w in sources):
             raise InputError("A mixture needs sources, each with a weight above 0.")
         self.sources = [s for s, _ in sources]
@@ -205,6 +220,7 @@ class Mixture:
         self.weights = [w / total for _, w in sources]
         self.seed = seed
         self.batch_size = batch_size
+        self.larger = larger or {}
 
     @classmethod
     def from_weights(
@@ -231,12 +247,13 @@ class Mixture:
                     name, data / DATASETS[name], image_size=image_size, augment=name not in NO_CROP
                 )
                 sources.append((read, weight))
-        return cls(sources, seed=seed, batch_size=batch_size)
+        return cls(sources, seed=seed, batch_size=batch_size, larger=LARGER)
 
     def batch(self, step: int) -> tuple[str, list[Example]]:
         rng = np.random.default_rng([self.seed, step])
         source = self.sources[int(rng.choice(len(self.sources), p=self.weights))]
-        return source.name, [source.example(rng, step=step) for _ in range(self.batch_size)]
+        size = self.batch_size * self.larger.get(source.name, 1)
+        return source.name, [source.example(rng, step=step) for _ in range(size)]
 
     def texts(self, rng: Rng, *, scenes_count: int = 4000) -> Iterator[str]:
         """Every text that training can show, for a tokenizer: all of the parquet files, a sample of the scenes."""
@@ -251,5 +268,5 @@ class Mixture:
                 for _ in range(scenes_count):
                     scene = scenes.sample_scene(rng)
                     yield scenes.describe(scene)
-                    yield f"a {scenes.caption(scene, rng)}"
+                    yield str(scenes.caption(scene, rng))
                     yield from (f"{q.text}\n{q.answer}" for q in scenes.questions(scene, rng))

@@ -50,6 +50,7 @@ def info_nce(images: torch.Tensor, texts: torch.Tensor, logit_scale: torch.Tenso
         [] the mean of both directions; embeddings that tell nothing apart give log B.
     """
     scale = logit_scale.exp().clamp(max=100.0)
-    logits = scale * images.float() @ texts.float().T
+    with torch.autocast(images.device.type, enabled=False):  # cosines differ by less than bfloat16 can tell
+        logits = scale * images.float() @ texts.float().T
     target = torch.arange(len(logits), device=logits.device)
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2

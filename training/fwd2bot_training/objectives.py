@@ -24,6 +24,7 @@ from fwd2bot_index.model import FirstPassBatch, Fwd2BotModel
 from fwd2bot_training import losses
 from fwd2bot_training.data import Example
 from fwd2bot_training.packing import Packed, pack, run_packed
+from fwd2bot_training.small_llava import word_codes
 
 _STOP_WORDS = {
     "a",
@@ -144,8 +145,7 @@ class PretrainObjective(torch.nn.Module):
         self.word_weight = word_weight
         self.word_codes: torch.Tensor
         embeddings = base.get_input_embeddings().weight
-        codes = torch.randn(embeddings.shape, generator=torch.Generator().manual_seed(0))
-        self.register_buffer("word_codes", codes, persistent=False)
+        self.register_buffer("word_codes", word_codes(*embeddings.shape), persistent=False)
         self.vision_only = vision_only
         self.base = base
         self.tokenizer = tokenizer

@@ -42,10 +42,10 @@ class SmallLlavaConfig:
     image_size: int = 96
     patch_size: int = 12
     hidden_size: int = 192
-    num_heads: int = 3
+    num_heads: int = 4
     vision_layers: int = 4
     vision_mlp: int = 512
-    text_layers: int = 4
+    text_layers: int = 5
     text_mlp: int = 512
     vocab_size: int = 5000
 
@@ -135,10 +135,35 @@ def make_model(tokenizer: PreTrainedTokenizerFast, config: SmallLlavaConfig) -> 
     # Plain matrix products beat SDPA at these sizes on a CPU (findings.md).
     model = LlavaForConditionalGeneration._from_config(llava, attn_implementation="eager")
     _start_seeing(model.model.vision_tower)
+    _start_reading(model.model.language_model)
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.generation_config.bos_token_id = tokenizer.bos_token_id
     return model.to(torch.float32)
+
+
+EMBEDDING_STD = 0.05
+"""Between the LLM's usual 0.02 and what training makes of it; a copied word then has a logit near 10."""
+
+
+def word_codes(vocab_size: int, hidden_size: int) -> torch.Tensor:
+    """[V, D] one fixed direction for each token, standard normal: the same in every run.
+
+    The LLM's embeddings start as these directions, and the word loss (`losses.words`) teaches the image tokens to be
+    sums of them: what the vision part sees reaches the LLM, and its tied output layer, in a language that it speaks.
+    """
+    return torch.randn(vocab_size, hidden_size, generator=torch.Generator().manual_seed(0))
+
+
+@torch.no_grad()
+def _start_reading(language_model: PreTrainedModel) -> None:
+    """Embeddings start as the word codes; queries and keys start equal, so that a word begins by looking at image
+    tokens that speak of it (after mimetic initialisation, arXiv 2305.09828)."""
+    embeddings = language_model.get_input_embeddings().weight
+    embeddings.copy_(word_codes(*embeddings.shape) * EMBEDDING_STD)
+    for layer in language_model.layers:
+        layer.self_attn.q_proj.weight.normal_(std=0.05)
+        layer.self_attn.k_proj.weight.copy_(layer.self_attn.q_proj.weight)
 
 
 @torch.no_grad()
