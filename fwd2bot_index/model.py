@@ -313,7 +313,7 @@ class Fwd2BotModel(nn.Module):
             finished = torch.isin(answer[:, -1], stop)
             while answer.shape[1] < max_new_tokens and not finished.all():
                 mask = F.pad(mask, (0, 1), value=1)
-                output = self._continue(answer[:, -1:], mask, output.past_key_values)
+                output = self._continue(answer[:, -1:], mask, output.cache)
                 token = self._best(output.logits).masked_fill(finished, self._padding)
                 answer = torch.cat([answer, token[:, None]], dim=1)
                 finished |= torch.isin(token, stop)
@@ -343,7 +343,7 @@ class Fwd2BotModel(nn.Module):
                     rest = self._continue(
                         c[:-1].expand(len(tokens), -1),
                         F.pad(mask, (0, len(c) - 1), value=1),
-                        copy.deepcopy(output.past_key_values),
+                        copy.deepcopy(output.cache),
                     )
                     after = F.log_softmax(rest.logits.float(), dim=-1)
                     score = score + after.gather(-1, c[1:].expand(len(tokens), -1)[..., None]).sum((1, 2))
@@ -515,7 +515,7 @@ class Fwd2BotModel(nn.Module):
             input_ids=ids,
             attention_mask=mask,
             position_ids=self._positions(mask)[:, -ids.shape[1] :],
-            past_key_values=cache,
+            cache=cache,
             use_cache=True,
         )
 

@@ -42,6 +42,15 @@ def test_contrast_is_exact_under_autocast() -> None:
         assert torch.equal(info_nce(images, texts, torch.tensor(4.6)), exact)
 
 
+def test_hard_negatives_stand_beside_the_other_texts() -> None:
+    """An orthogonal negative is one more rival for each image, and none for a text."""
+    eye, scale = torch.eye(5), math.log(5.0)
+    images_to_texts, texts_to_images = (math.log(1 + n * math.exp(-5.0)) for n in (4, 3))
+    loss = info_nce(eye[:4], eye[:4], torch.tensor(scale), eye[4:])
+    assert loss.item() == pytest.approx((images_to_texts + texts_to_images) / 2, rel=1e-5)
+    assert info_nce(eye[:4], eye[:4], torch.tensor(scale), eye[:0]).item() == pytest.approx(texts_to_images, rel=1e-5)
+
+
 def test_both_directions_count() -> None:
     """One text near two images: image->text is easy, text->image is not; the loss is their mean."""
     images = torch.tensor([[1.0, 0.0], [1.0, 0.0]])

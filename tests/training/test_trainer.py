@@ -244,7 +244,7 @@ def test_the_double_pass_answers_as_inference_does(
 def test_the_recipes_run_end_to_end(tmp_path: Path) -> None:
     """The commands of the docstrings, two steps each, on scenes alone; what comes out loads, compresses and answers."""
     base, out = tmp_path / "base", tmp_path / "compress"
-    arguments = ["--scenes-only", "--batch-size", "2", "--steps", "2"]
+    arguments = ["--mixture", "scenes=1", "--batch-size", "2", "--steps", "2"]
     assert pretrain.main(["--out", str(base), *arguments]) == 0  # with a loader process; the others without
     arguments += ["--loader-workers", "0"]
     assert compress.main(["--base", str(base / "model"), "--out", str(out), *arguments]) == 0

@@ -19,7 +19,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from fwd2bot_index.adapters import LoraSettings
 from fwd2bot_index.config import CompressorConfig, Queries
 from fwd2bot_index.model import Fwd2BotModel
-from fwd2bot_training.data import Mixture
+from fwd2bot_training.data import DATASETS, Mixture, mixture_item
 from fwd2bot_training.objectives import CompressObjective
 from fwd2bot_training.pretrain import MIXTURE
 from fwd2bot_training.trainer import TrainConfig, Trainer
@@ -52,10 +52,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--base", type=Path, required=True, help="folder of the small LLaVA of fwd2bot_training.pretrain"
     )
+    parser.add_argument("--data", type=Path, help="folder with flickr8k/, visual7w/, ... (scenes need none)")
     parser.add_argument(
-        "--data", type=Path, help="folder with flickr8k/, visual7w/, ... (not needed with --scenes-only)"
+        "--mixture",
+        nargs="+",
+        type=mixture_item,
+        metavar="SOURCE=WEIGHT",
+        help=f"what batches are drawn from; known: scenes, {', '.join(DATASETS)}",
     )
-    parser.add_argument("--scenes-only", action="store_true", help="train on rendered scenes alone")
     parser.add_argument("--out", type=Path, required=True, help="folder for the log, the state and the model")
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--batch-size", type=int, default=32)
@@ -90,11 +94,10 @@ def main(argv: list[str] | None = None) -> int:
         tune=args.tune,
     )
     image_size = model.base.config.vision_config.image_size
-    weights = {"scenes": 1.0} if args.scenes_only else MIXTURE
     trainer = Trainer(
         CompressObjective(model, contrastive_weight=args.contrastive_weight, prefixes=args.prefixes, seed=args.seed),
         Mixture.from_weights(
-            weights,
+            dict(args.mixture or MIXTURE),
             data=args.data,
             image_size=image_size,
             seed=args.seed,

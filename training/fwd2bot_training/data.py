@@ -59,6 +59,8 @@ class Example:
     regions: tuple[Region, ...] = ()
     caption: str | None = None
     """The text of the contrastive loss; None: this picture takes no part in it."""
+    negatives: tuple[str, ...] = ()
+    """Texts for the contrastive loss that nearly fit, and are false."""
 
 
 class Source(Protocol):
@@ -96,6 +98,8 @@ class SceneSource:
             if q := scenes.ask(scene, types[i], rng):
                 segments.append(Segment(prompt=q.text, answer=q.answer, kind=q.type))
         segments.append(Segment(prompt=DESCRIBE, answer=scenes.describe(scene), kind="describe"))
+        caption = scenes.caption(scene, rng)
+        false = scenes.hard_negatives(scene, caption, rng)
         return Example(
             image=np.asarray(scenes.render(scene, size=self.image_size)),
             segments=tuple(segments),
@@ -106,7 +110,8 @@ class SceneSource:
                 )
                 for t in scene.things
             ),
-            caption=str(scenes.caption(scene, rng)),
+            caption=str(caption),
+            negatives=(str(false[str(rng.choice(sorted(false)))]),) if false else (),
         )
 
 
@@ -197,6 +202,12 @@ NO_CROP = {"shapes", "easy_vqa"}
 
 LARGER = {"flickr8k": 2, "cifar100": 2}
 """Batches of these are so many times larger: their texts are short, and contrast needs company."""
+
+
+def mixture_item(text: str) -> tuple[str, float]:
+    """``NAME=WEIGHT`` of a command line; ValueError where it is none."""
+    name, _, weight = text.partition("=")
+    return name, float(weight)
 
 
 class Mixture:

@@ -40,11 +40,15 @@ def words(features: torch.Tensor, codes: torch.Tensor, targets: torch.Tensor) ->
     return -(targets * F.log_softmax(features @ codes.T, dim=-1)).sum(-1).mean()
 
 
-def info_nce(images: torch.Tensor, texts: torch.Tensor, logit_scale: torch.Tensor) -> torch.Tensor:
+def info_nce(
+    images: torch.Tensor, texts: torch.Tensor, logit_scale: torch.Tensor, negatives: torch.Tensor | None = None
+) -> torch.Tensor:
     """Symmetric InfoNCE after the first pass (CLIP's form, arXiv 2103.00020), in nats.
 
     Args:
         images, texts: [B, E] unit length; row i of one belongs to row i of the other.
+        negatives: [M, E] unit length: texts that are true of no image here; every image is told apart from them as
+            well (NegCLIP, arXiv 2210.01936).
         logit_scale: [] log of the inverse temperature; its exponential is capped at 100, as in CLIP.
     Returns:
         [] the mean of both directions; embeddings that tell nothing apart give log B.
@@ -52,5 +56,6 @@ def info_nce(images: torch.Tensor, texts: torch.Tensor, logit_scale: torch.Tenso
     scale = logit_scale.exp().clamp(max=100.0)
     with torch.autocast(images.device.type, enabled=False):  # cosines differ by less than bfloat16 can tell
         logits = scale * images.float() @ texts.float().T
+        false = scale * images.float() @ (texts[:0] if negatives is None else negatives).float().T
     target = torch.arange(len(logits), device=logits.device)
-    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+    return (F.cross_entropy(torch.cat([logits, false], dim=1), target) + F.cross_entropy(logits.T, target)) / 2

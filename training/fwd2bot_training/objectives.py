@@ -60,6 +60,8 @@ class Batch:
     packed: Packed
     captions: list[str] | None
     """One for each picture, or None: no contrastive loss in this batch."""
+    negatives: list[str]
+    """Hard negatives of the captions: any number, none without captions."""
     regions: list[tuple[int, tuple[float, float, float, float], list[int]]]
     """(row, box, token ids of the words) for the word loss."""
 
@@ -82,6 +84,7 @@ def collate(
         images=torch.from_numpy(np.stack([e.image for e in examples])).permute(0, 3, 1, 2).contiguous(),
         packed=pack([e.segments for e in examples], tokenizer, probes=probes if contrastive else ()),
         captions=captions if contrastive else None,
+        negatives=[n for e in examples for n in e.negatives] if contrastive else [],
         regions=[(i, r.box, _word_ids(tokenizer, r.text)) for i, e in enumerate(examples) for r in e.regions],
     )
 
@@ -195,7 +198,8 @@ def wrap(language_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, to
 
 
 class CompressObjective(torch.nn.Module):
-    """The double pass: AR loss after the second pass, symmetric InfoNCE after the first (arXiv 2503.21757).
+    """The double pass: AR loss after the second pass, symmetric InfoNCE with hard negatives after the first (arXiv
+    2503.21757).
 
     Each step draws one prefix length k' from ``prefixes`` for the second pass, so that the first k' of the stored
     tokens answer alone; the embedding pools all K. Gradients flow through the summary tokens into the first pass.
@@ -227,8 +231,9 @@ class CompressObjective(torch.nn.Module):
             hidden = run_packed(language_model, prefix, batch.packed)
         total, parts = _answer_loss(model.base.lm_head, hidden, batch.packed)
         if batch.captions is not None and self.contrastive_weight:
-            texts = model.encode_text(batch.captions)
-            contrast = losses.info_nce(model.embed_tokens(tokens), texts, self.logit_scale)
+            texts = model.encode_text(batch.captions + batch.negatives)
+            texts, negatives = texts[: len(tokens)], texts[len(tokens) :]
+            contrast = losses.info_nce(model.embed_tokens(tokens), texts, self.logit_scale, negatives)
             total = total + self.contrastive_weight * contrast
             parts["nce"] = float(contrast.detach())
         return StepLosses(total=total, parts=parts)

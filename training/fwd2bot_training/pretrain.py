@@ -18,7 +18,7 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoTokenizer
 
 from fwd2bot_training import small_llava
-from fwd2bot_training.data import Mixture
+from fwd2bot_training.data import DATASETS, Mixture, mixture_item
 from fwd2bot_training.objectives import PretrainObjective
 from fwd2bot_training.trainer import TrainConfig, Trainer
 
@@ -37,10 +37,14 @@ VISION_MIXTURE = {"scenes": 0.85, "flickr8k": 0.1, "cifar100": 0.05}
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="fwd2bot_training.pretrain", description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, help="folder with flickr8k/, visual7w/, ... (scenes need none)")
     parser.add_argument(
-        "--data", type=Path, help="folder with flickr8k/, visual7w/, ... (not needed with --scenes-only)"
+        "--mixture",
+        nargs="+",
+        type=mixture_item,
+        metavar="SOURCE=WEIGHT",
+        help=f"what batches are drawn from; known: scenes, {', '.join(DATASETS)}",
     )
-    parser.add_argument("--scenes-only", action="store_true", help="train on rendered scenes alone")
     parser.add_argument("--init", type=Path, help="start from this small LLaVA instead of random weights")
     parser.add_argument("--out", type=Path, required=True, help="folder for the log, the state and the model")
     parser.add_argument("--steps", type=int, required=True)
@@ -64,7 +68,7 @@ def main(argv: list[str] | None = None) -> int:
 
     torch.manual_seed(args.seed)
     config = small_llava.SmallLlavaConfig()
-    weights = {"scenes": 1.0} if args.scenes_only else VISION_MIXTURE if args.vision_only else MIXTURE
+    weights = dict(args.mixture or (VISION_MIXTURE if args.vision_only else MIXTURE))
     mixture = Mixture.from_weights(
         weights,
         data=args.data,
