@@ -4,9 +4,8 @@
 
 On 1,000 held-out scenes (free placement, 1-6 objects; a stream of seeds that training never draws from): answers by
 type from k summary tokens, and from all image tokens of the control (the same base, trained as long without
-compression); text->image retrieval against its ceiling; hard negatives by
-cosine and by the matching question. On the Flickr8k test split: retrieval
-both ways. Without ``--data`` the photos are left out, without ``--control`` the control.
+compression); text->image retrieval against its ceiling; hard negatives by cosine and by the matching question. On the
+Flickr8k test split: retrieval both ways. Without ``--data`` the photos are left out, without ``--control`` the control.
 """
 
 from __future__ import annotations
