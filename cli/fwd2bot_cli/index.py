@@ -59,8 +59,8 @@ def index(
         typer.Option(
             envvar="FWD2BOT_CODEC",
             metavar="NAME",
-            help=f"How tokens are stored: int8, or float16 at twice the size. Default: {DEFAULT_CODEC}, "
-            "or what the index has.",
+            help=f"How tokens are stored: float16, int8, int4 or int2, each half the size of the one before. Default: "
+            f"{DEFAULT_CODEC}, or what the index has.",
         ),
     ] = None,
     batch_size: Annotated[

@@ -3,9 +3,10 @@
     python -m fwd2bot_eval.default_model --data ../shared/data --control runs/control/model --json scores.json
 
 On 1,000 held-out scenes (free placement, 1-6 objects; a stream of seeds that training never draws from): answers by
-type from k summary tokens, and from all image tokens of the control (the same base, trained as long without
-compression); text->image retrieval against its ceiling; hard negatives by cosine and by the matching question. On the
-Flickr8k test split: retrieval both ways. Without ``--data`` the photos are left out, without ``--control`` the control.
+type from k summary tokens, from those that each codec gives back, and from all image tokens of the control (the same
+base, trained as long without compression); text->image retrieval against its ceiling; hard negatives by cosine and by
+the matching question. On the Flickr8k test split: retrieval both ways. Without ``--data`` the photos are left out,
+without ``--control`` the control.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import torch
 
 from fwd2bot_eval.metrics import above_chance, ranks, recall_at
 from fwd2bot_index import scenes
+from fwd2bot_index.codec import CODEC_NAMES, get_codec
 from fwd2bot_index.model import Fwd2BotModel
 
 BATCH = 64
@@ -76,6 +78,13 @@ def answer_accuracy(
     return {t: float(np.mean(right[t])) for t in scenes.QUESTION_TYPES if t in right}
 
 
+def stored(tokens: torch.Tensor, codec_name: str) -> torch.Tensor:
+    """``tokens`` [N, K, D] as an index with this codec gives them back."""
+    codec = get_codec(codec_name)
+    _, k, d = tokens.shape
+    return torch.from_numpy(codec.decode(codec.encode(tokens.numpy()), k=k, d=d))
+
+
 def blind_accuracy(questions: Sequence[Sequence[scenes.Question]]) -> dict[str, float]:
     """What the most frequent answer of each type scores."""
     answers: dict[str, Counter[str]] = defaultdict(Counter)
@@ -89,6 +98,8 @@ def scene_scores(model: Fwd2BotModel, control: Fwd2BotModel | None, *, count: in
     images = [scenes.render(s, size=96) for s in pool]
     tokens, embeddings = compress(model, images)
     columns = {f"k={k}": answer_accuracy(model, tokens[:, :k], questions) for k in ks}
+    for name in CODEC_NAMES:
+        columns[f"k={tokens.shape[1]}, {name}"] = answer_accuracy(model, stored(tokens, name), questions)
     if control is not None:
         columns["all tokens (control)"] = answer_accuracy(control, compress(control, images)[0], questions)
     columns["blind"] = blind_accuracy(questions)
