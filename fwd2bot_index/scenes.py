@@ -338,35 +338,34 @@ def _place(scene: Scene, rng: Rng) -> Question | None:
     return Question(type="place", text=f"where is the {picked[1]}?", answer=picked[0].place)
 
 
-def _relation(scene: Scene, rng: Rng) -> Question | None:
+def _true_relation(scene: Scene, rng: Rng) -> tuple[str, str, str] | None:
+    """Words for one object, a relation in which it stands to another, and words for that."""
     named = [(t, w) for t in scene.things if (w := _reference(scene, t))]
     if len(named) < 2:
         return None
     i, j = rng.choice(len(named), size=2, replace=False)
     (a, a_words), (b, b_words) = named[i], named[j]
     true = [r for r in RELATIONS if related(a, r, b, margin=RELATION_MARGIN)]
-    if not true:
+    return (a_words, str(rng.choice(true)), b_words) if true else None
+
+
+def _relation(scene: Scene, rng: Rng) -> Question | None:
+    if (found := _true_relation(scene, rng)) is None:
         return None
-    relation = str(rng.choice(true))
+    a, relation, b = found
     yes = rng.random() < 0.5
     asked = relation if yes else OPPOSITE[relation]
-    return Question(type="relation", text=f"is the {a_words} {asked} the {b_words}?", answer="yes" if yes else "no")
+    return Question(type="relation", text=f"is the {a} {asked} the {b}?", answer="yes" if yes else "no")
 
 
 def _side(scene: Scene, rng: Rng) -> Question | None:
     """The relation itself, where ``_relation`` asks whether a given one holds: the same comparison without the
     exclusive-or of relation, order and answer, which a model from scratch does not find by itself."""
-    named = [(t, w) for t in scene.things if (w := _reference(scene, t))]
-    if len(named) < 2:
+    if (found := _true_relation(scene, rng)) is None:
         return None
-    i, j = rng.choice(len(named), size=2, replace=False)
-    (a, a_words), (b, b_words) = named[i], named[j]
-    true = [r for r in RELATIONS if related(a, r, b, margin=RELATION_MARGIN)]
-    if not true:
-        return None
-    relation = str(rng.choice(true))
+    a, relation, b = found
     asked = "left or right of" if relation in RELATIONS[:2] else "above or below"
-    return Question(type="side", text=f"is the {a_words} {asked} the {b_words}?", answer=relation.removesuffix(" of"))
+    return Question(type="side", text=f"is the {a} {asked} the {b}?", answer=relation.removesuffix(" of"))
 
 
 def _extreme(scene: Scene, rng: Rng) -> Question | None:

@@ -258,3 +258,11 @@ def test_the_recipes_run_end_to_end(tmp_path: Path) -> None:
     control = tmp_path / "control"
     assert pretrain.main(["--init", str(base / "model"), "--out", str(control), *arguments]) == 0
     assert (control / "model" / "config.json").is_file()
+
+
+@pytest.mark.parametrize(("item", "said"), [("scenes", "no weight"), ("scenes=much", "'much'")])
+def test_a_mixture_without_numbers_is_refused(item: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        pretrain.main(["--out", "x", "--steps", "1", "--mixture", item])
+    assert stop.value.code == 2
+    assert said in capsys.readouterr().err

@@ -19,10 +19,9 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from fwd2bot_index.adapters import LoraSettings
 from fwd2bot_index.config import CompressorConfig, Queries
 from fwd2bot_index.model import Fwd2BotModel
-from fwd2bot_training.data import DATASETS, Mixture, mixture_item
+from fwd2bot_training import recipe
 from fwd2bot_training.objectives import CompressObjective
-from fwd2bot_training.pretrain import MIXTURE
-from fwd2bot_training.trainer import TrainConfig, Trainer
+from fwd2bot_training.trainer import Trainer
 
 
 def build(base: Path, *, num_tokens: int, queries: Queries, embedding_dim: int, rank: int, tune: str) -> Fwd2BotModel:
@@ -52,36 +51,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--base", type=Path, required=True, help="folder of the small LLaVA of fwd2bot_training.pretrain"
     )
-    parser.add_argument("--data", type=Path, help="folder with flickr8k/, visual7w/, ... (scenes need none)")
-    parser.add_argument(
-        "--mixture",
-        nargs="+",
-        type=mixture_item,
-        metavar="SOURCE=WEIGHT",
-        help=f"what batches are drawn from; known: scenes, {', '.join(DATASETS)}",
-    )
-    parser.add_argument("--out", type=Path, required=True, help="folder for the log, the state and the model")
-    parser.add_argument("--steps", type=int, required=True)
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--lr", type=float, default=5e-4)
-    parser.add_argument("--optimizer", choices=["adamw", "muon"], default="muon", help="what steps the hidden matrices")
-    parser.add_argument(
-        "--precision",
-        choices=["float32", "bfloat16"],
-        default="float32",
-        help="bfloat16 where `lscpu` shows avx512_bf16 or amx_bf16: twice as fast there, very slow elsewhere",
-    )
-    parser.add_argument("--decay", type=float, default=0.5, help="share of the steps with a falling learning rate")
-    parser.add_argument("--curriculum-steps", type=int, default=0, help="scenes grow from one object to six over these")
+    recipe.add_arguments(parser, lr=5e-4, decay=0.5, seed=1)
     parser.add_argument("--num-tokens", type=int, default=16)
     parser.add_argument("--prefixes", type=int, nargs="+", default=[4, 8, 16, 16], help="k' is drawn from these")
     parser.add_argument("--queries", choices=["constant", "region"], default="region")
     parser.add_argument("--embedding-dim", type=int, default=192)
     parser.add_argument("--rank", type=int, default=16, help="of the LoRA of each stage; alpha is twice as much")
     parser.add_argument("--tune", choices=["full", "lora"], default="full")
-    parser.add_argument("--contrastive-weight", type=float, default=0.2)
-    parser.add_argument("--loader-workers", type=int, default=1, help="processes that draw batches; 0: none")
-    parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args(argv)
 
     torch.manual_seed(args.seed)
@@ -96,29 +72,12 @@ def main(argv: list[str] | None = None) -> int:
     image_size = model.base.config.vision_config.image_size
     trainer = Trainer(
         CompressObjective(model, contrastive_weight=args.contrastive_weight, prefixes=args.prefixes, seed=args.seed),
-        Mixture.from_weights(
-            dict(args.mixture or MIXTURE),
-            data=args.data,
-            image_size=image_size,
-            seed=args.seed,
-            batch_size=args.batch_size,
-            curriculum_steps=args.curriculum_steps,
-        ),
-        TrainConfig(
-            steps=args.steps,
-            lr=args.lr,
-            optimizer=args.optimizer,
-            precision=args.precision,
-            decay=args.decay,
-            loader_workers=args.loader_workers,
-        ),
+        recipe.mixture_of(args, usual=recipe.MIXTURE, image_size=image_size),
+        recipe.config_of(args),
         args.out,
         export=lambda: export(model, args.out / "model"),
     )
-    if trainer.resume():
-        print(f"resumed at step {trainer.step}", file=sys.stderr)
-    trainer.run()
-    return 0
+    return recipe.run(trainer)
 
 
 if __name__ == "__main__":

@@ -204,12 +204,6 @@ LARGER = {"flickr8k": 2, "cifar100": 2}
 """Batches of these are so many times larger: their texts are short, and contrast needs company."""
 
 
-def mixture_item(text: str) -> tuple[str, float]:
-    """``NAME=WEIGHT`` of a command line; ValueError where it is none."""
-    name, _, weight = text.partition("=")
-    return name, float(weight)
-
-
 class Mixture:
     """Batches drawn from sources by weight. ``batch(step)`` depends on nothing but (seed, step).
 
