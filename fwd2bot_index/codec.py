@@ -3,7 +3,7 @@
 Notable choices:
 
 - The size of a payload follows from the codec, K and D alone, so a reader checks it before allocating anything.
-- ``int8`` keeps its scales inside the payload: one payload, one size, one column in the store.
+- Scales are kept inside the payload: one payload, one size, one column in the store.
 - ``int4`` and ``int2`` rotate each token first (a randomised Hadamard transform), which makes its coordinates nearly
   normal whatever they were: then one scale a token and the fixed levels that are best for a normal variable suffice.
 - Numbers are little-endian on every machine. Nothing is pickled.
@@ -130,7 +130,7 @@ minimum distortion", 1960)."""
 _REFINEMENTS: Final = 2
 _CELLS: Final = 256
 """Cells per unit of the table that finds the nearest level; it ends at 4 standard deviations, beyond all borders."""
-_LARGEST_ROTATED_SCALE: Final = np.float32(2.0**120)
+_LARGEST_ROTATED_SCALE: Final = np.float32(2.0**100)
 """A token with larger coordinates than an LLM could compute with is clamped, so that decoding cannot overflow."""
 
 

@@ -34,7 +34,7 @@ from typing import Final, Literal, TypeAlias
 import numpy as np
 
 from fwd2bot_index.changes import Changes, find_changes
-from fwd2bot_index.codec import Float32, get_codec
+from fwd2bot_index.codec import CODEC_NAMES, Float32
 from fwd2bot_index.config import Manifest
 from fwd2bot_index.decode_pool import Decoded, DecodePool
 from fwd2bot_index.decoding import MAX_SIDE, content_id, read_file
@@ -99,7 +99,8 @@ def index_images(
         raise InputError(f"The batch size must be at least 1, not {batch_size}.")
     if workers is not None and workers < 1:
         raise InputError(f"There must be at least one worker, not {workers}.")
-    get_codec(codec)
+    if codec not in CODEC_NAMES:
+        raise InputError(f"There is no codec {codec!r}; there are {', '.join(CODEC_NAMES)}.")
     run = _Run(
         folder=local_folder(index),
         model=_LazyModel(model, model_identity),

@@ -222,8 +222,11 @@ class IndexStore:
         except (FileNotFoundError, NotADirectoryError):
             raise IndexNotFoundError(f"There is no index in {folder}: make one with `fwd2bot index FOLDER`.") from None
         except (OSError, UnicodeDecodeError) as e:
-            raise IndexCorruptedError(f"{manifest_path} cannot be read: {e}.") from e
-        manifest = Manifest.from_json(raw, manifest_path)
+            raise _corrupted(folder, f"{manifest_path} cannot be read: {e}") from e
+        try:
+            manifest = Manifest.from_json(raw, manifest_path)
+        except IndexCorruptedError as e:
+            raise _corrupted(folder, f"in its {_MANIFEST}, {str(e).rstrip('.')}") from e
         payload_bytes = get_codec(manifest.codec).payload_bytes(manifest.num_summary_tokens, manifest.token_dim)
         datasets = []
         for name, expected in (

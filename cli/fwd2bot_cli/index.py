@@ -59,7 +59,7 @@ def index(
         typer.Option(
             envvar="FWD2BOT_CODEC",
             metavar="NAME",
-            help=f"How tokens are stored: float16, int8, int4 or int2, each half the size of the one before. Default: "
+            help="How tokens are stored: float16, int8, int4 or int2, each half the size of the one before. Default: "
             f"{DEFAULT_CODEC}, or what the index has.",
         ),
     ] = None,

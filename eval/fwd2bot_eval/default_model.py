@@ -5,8 +5,9 @@
 On 1,000 held-out scenes (free placement, 1-6 objects; a stream of seeds that training never draws from): answers by
 type from k summary tokens, from those that each codec gives back, and from all image tokens of the control (the same
 base, trained as long without compression); text->image retrieval against its ceiling; hard negatives by cosine and by
-the matching question. On the Flickr8k test split: retrieval both ways. Without ``--data`` the photos are left out,
-without ``--control`` the control.
+the matching question. On the Flickr8k test split: retrieval both ways; on Visual7W val: exact answers. Without
+``--data`` the photos are left out, without ``--control`` the control. ``--training-free runs/base/model`` adds what the
+plain base scores.
 """
 
 from __future__ import annotations
@@ -200,12 +201,34 @@ def flickr_scores(model: Fwd2BotModel, path: Path) -> dict[str, Any]:
     }
 
 
+def visual7w_scores(model: Fwd2BotModel, path: Path) -> dict[str, Any]:
+    """Exact answers to who / when / where questions about photos, from a photo's own summary tokens and from those of
+    another photo: what the second has over nothing, the first owes to the question alone."""
+    rows = pq.read_table(path).to_pylist()
+    tokens, _ = compress(model, [r["image"]["bytes"] for r in rows])
+    asked = [
+        (i, q["question"].lower(), q["options"][q["answer_index"]].lower().rstrip(". "))
+        for i, r in enumerate(rows)
+        for q in r["qa"]
+    ]
+
+    def accuracy(shift: int) -> float:
+        right = 0
+        for b in _batches(len(asked)):
+            shown = tokens[[(i + shift) % len(rows) for i, _, _ in asked[b]]]
+            answers = model.generate(shown, [q for _, q, _ in asked[b]], max_new_tokens=12)
+            right += sum(a == said for a, (_, _, said) in zip(answers, asked[b], strict=True))
+        return right / len(asked)
+
+    return {"photos": len(rows), "questions": len(asked), "own photo": accuracy(0), "another photo": accuracy(1)}
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="fwd2bot_eval.default_model", description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="default")
     parser.add_argument("--control", help="folder of the all-token control, a plain LVLM")
     parser.add_argument("--training-free", help="folder of a plain LVLM to score training-free, as a baseline")
-    parser.add_argument("--data", type=Path, help="folder with flickr8k/test.parquet")
+    parser.add_argument("--data", type=Path, help="folder with flickr8k/test.parquet and visual7w/val.parquet")
     parser.add_argument("--scenes", type=int, default=1000)
     parser.add_argument("--ks", type=int, nargs="+", default=[16, 8, 4])
     parser.add_argument("--json", type=Path, help="write the scores here as well")
@@ -221,6 +244,7 @@ def main(argv: list[str] | None = None) -> int:
     scores: dict[str, Any] = {"scenes": scene_scores(model, control, count=args.scenes, ks=args.ks)}
     if args.data:
         scores["flickr8k test"] = flickr_scores(model, args.data / "flickr8k" / "test.parquet")
+        scores["visual7w val"] = visual7w_scores(model, args.data / "visual7w" / "val.parquet")
     if args.training_free:
         plain = Fwd2BotModel.from_pretrained(args.training_free, num_summary_tokens=max(args.ks))
         baseline = {"scenes": scene_scores(plain, None, count=args.scenes, ks=[max(args.ks)])}

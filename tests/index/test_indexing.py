@@ -368,7 +368,7 @@ def test_another_codec_is_refused(corpus: Corpus) -> None:
     assert len(corpus.found()) == 3
     with pytest.raises(IndexMismatchError, match="--codec float16"):
         corpus.index(codec="int8")
-    with pytest.raises(IndexMismatchError, match="'int3'"):
+    with pytest.raises(InputError, match="'int3'"):
         corpus.index(codec="int3")
 
 

@@ -53,6 +53,16 @@ def test_batches_of_some_sources_are_larger() -> None:
     assert len(mixture.batch(0)[1]) == 6
 
 
+def test_a_scene_has_a_hard_negative_that_differs_by_an_edit() -> None:
+    _, examples = Mixture([(SceneSource(image_size=24), 1.0)], seed=0, batch_size=40).batch(0)
+    assert sum(len(e.negatives) for e in examples) > 35
+    for e in examples:
+        assert e.caption not in e.negatives
+        for negative in e.negatives:
+            assert e.caption is not None
+            assert {*negative.split()} & {*e.caption.split()}, "nearly true"
+
+
 def test_captions_one_for_contrast_and_others_to_say(tmp_path: Path) -> None:
     _parquet(tmp_path / "a.parquet", [{"captions": ["A dog runs .", "The dog", "Two dogs", "It", "Run"]}])
     source = ParquetSource.read("a", tmp_path / "a.parquet", image_size=24)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Callable
@@ -119,6 +120,10 @@ def test_another_seed_or_recipe_cannot_resume(tmp_path: Path, make_trainer: Call
     with pytest.raises(InputError, match="--seed 3"):
         other.resume()
     other.mixture.seed = 3
+    other.config = dataclasses.replace(other.config, optimizer="adamw")
+    with pytest.raises(InputError, match="--optimizer muon"):
+        other.resume()
+    other.config = dataclasses.replace(other.config, optimizer="muon")
     other.named.pop("logit_scale")
     with pytest.raises(InputError, match="other parameters"):
         other.resume()
@@ -168,6 +173,30 @@ def double_pass(base_folder: Path) -> Callable[[str], Fwd2BotModel]:
         return compress.build(base_folder, num_tokens=4, queries="region", embedding_dim=16, rank=2, tune=tune)
 
     return build
+
+
+def test_adapters_and_queries_are_stepped_by_adamw(
+    tmp_path: Path, double_pass: Callable[[str], Fwd2BotModel], mixture: Mixture
+) -> None:
+    objective = CompressObjective(double_pass("full"), contrastive_weight=0.2, prefixes=(4,), seed=0)
+    trainer = Trainer(objective, mixture, TrainConfig(steps=1, optimizer="muon"), tmp_path, export=lambda: None)
+    adamw = {p for g in trainer.optimizers[0].param_groups for p in g["params"]}
+    expected = {n for n in trainer.named if "lora_" in n or not n.startswith("model.base.")}
+    assert len(expected) > 10
+    assert expected <= {n for n, p in trainer.named.items() if p in adamw}
+
+
+def test_hard_negatives_reach_the_contrastive_loss(
+    double_pass: Callable[[str], Fwd2BotModel], mixture: Mixture
+) -> None:
+    """More rivals for each image, so a higher loss; the answers are not concerned."""
+    objective = CompressObjective(double_pass("full"), contrastive_weight=1.0, prefixes=(4,), seed=0)
+    batch = collate(0, *mixture.batch(0), objective.tokenizer, probes=())
+    assert len(batch.negatives) >= 2
+    with torch.no_grad():
+        given, without = objective(batch).parts, objective(dataclasses.replace(batch, negatives=[])).parts
+    assert given["nce"] > without["nce"] + 0.05
+    assert given["ar"] == pytest.approx(without["ar"])
 
 
 def _step(model: Fwd2BotModel, mixture: Mixture, *, prefixes: tuple[int, ...] = (4,), weight: float = 0.2) -> Any:

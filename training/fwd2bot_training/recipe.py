@@ -35,11 +35,16 @@ def add_arguments(parser: argparse.ArgumentParser, *, lr: float, decay: float, s
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--lr", type=float, default=lr)
-    parser.add_argument("--optimizer", choices=["adamw", "muon"], default="muon", help="what steps the hidden matrices")
+    parser.add_argument(
+        "--optimizer",
+        choices=["adamw", "muon"],
+        default=TrainConfig.optimizer,
+        help="what steps the matrices of the layers",
+    )
     parser.add_argument(
         "--precision",
         choices=["float32", "bfloat16"],
-        default="float32",
+        default=TrainConfig.precision,
         help="bfloat16 where `lscpu` shows avx512_bf16 or amx_bf16: twice as fast there, very slow elsewhere",
     )
     parser.add_argument("--decay", type=float, default=decay, help="share of the steps with a falling learning rate")

@@ -47,7 +47,8 @@ class TrainConfig:
     """Share of the steps, at the end, over which the learning rate falls to zero."""
     weight_decay: float = 0.05
     clip: float = 1.0
-    optimizer: Literal["adamw", "muon"] = "adamw"
+    optimizer: Literal["adamw", "muon"] = "muon"
+    """What steps the matrices of the layers; everything else is AdamW's."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """bfloat16 is twice as fast on a CPU with avx512_bf16 or AMX, and a hundred times slower on one without."""
     save_minutes: float = 5.0
@@ -139,6 +140,8 @@ class Trainer:
         progress = json.loads((state / "progress.json").read_text())
         if progress["seed"] != self.mixture.seed:
             raise InputError(f"{state} was trained with --seed {progress['seed']}, not {self.mixture.seed}.")
+        if (before := progress["config"]["optimizer"]) != self.config.optimizer:
+            raise InputError(f"{state} was trained with --optimizer {before}, not {self.config.optimizer}.")
         weights = load_file(state / "weights.safetensors")
         if set(weights) != set(self.named):
             raise InputError(f"{state} holds other parameters than this recipe trains; use another --out folder.")
@@ -146,10 +149,12 @@ class Trainer:
         with torch.no_grad():
             for n, p in self.named.items():
                 p.copy_(weights[n])
-                for optimizer in self.optimizers:
-                    keys = [k for k in _MOMENTS[type(optimizer)] if f"{k}/{n}" in moments]
-                    if keys and any(p is q for group in optimizer.param_groups for q in group["params"]):
-                        optimizer.state[p] = {k: moments[f"{k}/{n}"] for k in keys}
+        names = {p: n for n, p in self.named.items()}
+        for optimizer in self.optimizers:
+            for p in (p for group in optimizer.param_groups for p in group["params"]):
+                found = {k: moments[key] for k in _MOMENTS[type(optimizer)] if (key := f"{k}/{names[p]}") in moments}
+                if found:  # a parameter that has had no gradient yet has no moments
+                    optimizer.state[p] = found
         self.step = progress["step"]
         return True
 

@@ -1,0 +1,76 @@
+"""The scores of the bundled model, computed for models whose scores are known."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from fwd2bot_eval import default_model
+from fwd2bot_index.codec import CODEC_NAMES
+from fwd2bot_index.types import SummaryTokens
+
+
+class Knowing:
+    """Likes exactly the captions that are true; with ``blind``, all alike."""
+
+    def __init__(self, true: set[str], *, blind: bool) -> None:
+        self.true, self.blind = true, blind
+
+    def _likes(self, text: str) -> float:
+        return 0.0 if self.blind else float(text in self.true)
+
+    def embed_text(self, texts: Sequence[str]) -> torch.Tensor:
+        return torch.tensor([[self._likes(t)] for t in texts])
+
+    def loglikelihood(self, tokens: torch.Tensor, prompts: Sequence[str], completions: Sequence[str]) -> torch.Tensor:
+        assert list(completions) == ["yes", "no"]
+        said = [p.removeprefix("does this show ").removesuffix("?") for p in prompts]
+        return torch.tensor([[self._likes(s), 0.0] for s in said])
+
+
+@pytest.mark.parametrize(("blind", "expected"), [(False, 1.0), (True, 0.0)])
+def test_hard_negatives_are_won_by_knowing_and_lost_by_ties(blind: bool, expected: float) -> None:
+    pool, _, captions = default_model.held_out(40)
+    model: Any = Knowing({str(c) for c in captions}, blind=blind)
+    scores = default_model.hard_negative_scores(model, torch.zeros(40, 2, 3), torch.ones(40, 1), pool, captions)
+    assert set(scores) == {"add", "replace_attribute", "replace_object", "swap_attribute", "swap_relation"}
+    for won in scores.values():
+        assert (won["cosine"], won["matching question"]) == (expected, expected)
+        assert won["items"] > 3
+
+
+@pytest.mark.parametrize("name", CODEC_NAMES)
+def test_stored_tokens_are_those_of_the_codec(name: str) -> None:
+    tokens = torch.randn(3, 4, 64, generator=torch.Generator().manual_seed(0))
+    back = default_model.stored(tokens, name)
+    error = float((back - tokens).norm() / tokens.norm())
+    assert 0 < error < {"float16": 1e-3, "int8": 0.02, "int4": 0.11, "int2": 0.37}[name]
+
+
+def test_visual7w_tells_what_the_photo_adds(tmp_path: Path) -> None:
+    """A model that reads its answer off the tokens: right for a photo's own, wrong for another's."""
+    image = {"bytes": b"", "path": ""}
+    rows = [
+        {"image": image, "qa": [{"question": "Who?", "options": ["No.", f"Answer {i}."], "answer_index": 1}]}
+        for i in range(5)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "val.parquet")
+
+    class Reading:
+        def compress(self, images: Sequence[Any]) -> SummaryTokens:
+            tokens = torch.arange(len(images)).float().reshape(-1, 1, 1)
+            return SummaryTokens(tokens=tokens, embedding=tokens[:, 0])
+
+        def generate(self, tokens: torch.Tensor, prompts: Sequence[str], *, max_new_tokens: int) -> list[str]:
+            assert set(prompts) == {"who?"}
+            return [f"answer {int(t)}" for t in tokens]
+
+    model: Any = Reading()
+    scores = default_model.visual7w_scores(model, tmp_path / "val.parquet")
+    assert scores == {"photos": 5, "questions": 5, "own photo": 1.0, "another photo": 0.0}
