@@ -360,7 +360,7 @@ def _relation(scene: Scene, rng: Rng) -> Question | None:
 
 def _side(scene: Scene, rng: Rng) -> Question | None:
     """The relation itself, where ``_relation`` asks whether a given one holds: the same comparison without the
-    exclusive-or of relation, order and answer, which a model from scratch does not find by itself."""
+    exclusive-or of relation, order and answer."""
     if (found := _true_relation(scene, rng)) is None:
         return None
     a, relation, b = found
