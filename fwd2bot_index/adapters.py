@@ -1,5 +1,5 @@
-"""One LoRA per stage in the base's language model: the only module that touches PEFT, which is imported on first use
-(it takes seconds, and a model without adapters never needs it).
+"""One LoRA per stage (or one for both) in the base's language model: the only module that touches PEFT, which is
+imported on first use (it takes seconds, and a model without adapters never needs it).
 
 PEFT's ``set_adapter`` freezes the adapter that it switches away from; after a joint loss through both passes that
 adapter would have no gradient, and nothing would say so. :meth:`StageAdapters.activate` therefore restores every
@@ -21,6 +21,7 @@ from fwd2bot_index.errors import ModelError
 from fwd2bot_index.types import Stage
 
 STAGES: tuple[Stage, ...] = get_args(Stage)
+SHARED = "shared"
 _WEIGHTS = "adapter_model.safetensors"
 # PEFT's own folders name every tensor from inside its wrapper; written so that PeftModel.from_pretrained reads ours
 _PEFT_PREFIX = "base_model.model."
@@ -42,10 +43,11 @@ class LoraSettings:
 
 
 class StageAdapters:
-    """The adapters ``compress`` and ``generate``, injected into ``base``, which stays a plain Hugging Face model."""
+    """The adapters ``compress`` and ``generate``, or ``shared`` alone in the place of both, injected into ``base``,
+    which stays a plain Hugging Face model."""
 
-    def __init__(self, base: nn.Module, configs: dict[Stage, Any]) -> None:
-        """Inject fresh adapters (B is zero, so that they change nothing yet); ``configs`` are PEFT's, one per stage."""
+    def __init__(self, base: nn.Module, configs: dict[str, Any]) -> None:
+        """Inject fresh adapters (B is zero, so that they change nothing yet); ``configs`` are PEFT's, by name."""
         from peft import inject_adapter_in_model
         from peft.tuners.tuners_utils import BaseTunerLayer
 
@@ -54,21 +56,20 @@ class StageAdapters:
         trainable = [p for p in base.parameters() if p.requires_grad]
         with warnings.catch_warnings():  # several adapters in one model are what is wanted here
             warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")
-            for stage in STAGES:
-                inject_adapter_in_model(configs[stage], base, adapter_name=stage)
+            for name, config in configs.items():
+                inject_adapter_in_model(config, base, adapter_name=name)
         for parameter in trainable:  # injection freezes the base; whether it trains is the caller's choice
             parameter.requires_grad_(True)
         self._layers: list[Any] = [m for m in base.modules() if isinstance(m, BaseTunerLayer)]
         if not self._layers:
             raise ModelError("No linear layer of the language model was found to carry an adapter.")
-        self._parameters = [p for stage in STAGES for p in self.parameters(stage)]
-        for parameter in self._parameters:
+        for parameter in self._live_parameters():
             parameter.requires_grad_(True)
         self.active: Stage | None = STAGES[0]
         self.activate(None)
 
     @classmethod
-    def add(cls, base: nn.Module, language_model: str, settings: LoraSettings) -> Self:
+    def add(cls, base: nn.Module, language_model: str, settings: LoraSettings, *, shared: bool = False) -> Self:
         """Fresh adapters on the linear layers below the module path ``language_model`` of ``base``."""
         from peft import LoraConfig
 
@@ -78,16 +79,16 @@ class StageAdapters:
         return cls(
             base,
             {
-                stage: LoraConfig(
+                name: LoraConfig(
                     r=settings.rank, lora_alpha=settings.alpha, lora_dropout=settings.dropout, target_modules=target
                 )
-                for stage in STAGES
+                for name in _names(shared)
             },
         )
 
     @classmethod
-    def load(cls, base: nn.Module, folder: Path) -> Self:
-        """Read ``folder/compress`` and ``folder/generate``; every tensor must have been asked for and be there.
+    def load(cls, base: nn.Module, folder: Path, *, shared: bool = False) -> Self:
+        """Read the adapters' folders in ``folder``; every tensor must have been asked for and be there.
 
         Raises:
             ModelError: a folder that is missing or broken, or tensors that do not fit the base.
@@ -96,57 +97,74 @@ class StageAdapters:
         from safetensors.torch import load_file
 
         try:
-            configs = {stage: LoraConfig.from_pretrained(str(folder / stage)) for stage in STAGES}
-            weights = {stage: load_file(folder / stage / _WEIGHTS) for stage in STAGES}
+            configs = {name: LoraConfig.from_pretrained(str(folder / name)) for name in _names(shared)}
+            weights = {name: load_file(folder / name / _WEIGHTS) for name in configs}
         except Exception as e:  # PEFT and safetensors raise many kinds for a broken folder
             raise ModelError(f"Cannot read the adapters in {folder}: {e}".splitlines()[0]) from e
         for config in configs.values():
             config.inference_mode = False
         adapters = cls(base, configs)
-        for stage in STAGES:
-            state = {name.removeprefix(_PEFT_PREFIX): tensor for name, tensor in weights[stage].items()}
-            expected = get_peft_model_state_dict(base, adapter_name=stage)
+        for adapter in configs:
+            state = {name.removeprefix(_PEFT_PREFIX): tensor for name, tensor in weights[adapter].items()}
+            expected = get_peft_model_state_dict(base, adapter_name=adapter)
             if wrong := sorted(
                 set(state.keys() | expected.keys())
                 - {n for n in state.keys() & expected.keys() if state[n].shape == expected[n].shape}
             ):
                 raise ModelError(
-                    f"The {stage} adapter in {folder} does not fit its base model: {len(wrong)} tensors are missing, "
+                    f"The {adapter} adapter in {folder} does not fit its base model: {len(wrong)} tensors are missing, "
                     f"unexpected or of another shape, the first {wrong[0]}."
                 )
-            set_peft_model_state_dict(base, state, adapter_name=stage)
+            set_peft_model_state_dict(base, state, adapter_name=adapter)
         return adapters
 
-    def save(self, folder: Path) -> None:
-        """Write two PEFT folders, ``folder/compress`` and ``folder/generate``."""
+    def save(self, folder: Path, *, dtype: torch.dtype | None = None) -> None:
+        """Write one PEFT folder for each adapter, by its name."""
         from peft import get_peft_model_state_dict
         from safetensors.torch import save_file
 
-        for stage in STAGES:
-            state = get_peft_model_state_dict(self._base, adapter_name=stage)
-            (folder / stage).mkdir(parents=True, exist_ok=True)
+        for name, config in self._configs.items():
+            state = get_peft_model_state_dict(self._base, adapter_name=name)
+            (folder / name).mkdir(parents=True, exist_ok=True)
             save_file(
-                {_PEFT_PREFIX + n: t.detach().cpu().contiguous() for n, t in state.items()}, folder / stage / _WEIGHTS
+                {_PEFT_PREFIX + n: t.detach().to("cpu", dtype).contiguous() for n, t in state.items()},
+                folder / name / _WEIGHTS,
             )
-            self._configs[stage].save_pretrained(str(folder / stage))
+            config.save_pretrained(str(folder / name))
 
     def activate(self, stage: Stage | None) -> None:
         """Make one adapter active, or none (the base alone, exactly). Every ``requires_grad`` stays as it was."""
         if stage == self.active:
             return
-        flags = [p.requires_grad for p in self._parameters]
+        # looked up each time: FSDP puts other objects in the place of parameters
+        parameters = self._live_parameters()
+        flags = [p.requires_grad for p in parameters]
         for layer in self._layers:
             if stage is not None:
-                layer.set_adapter(stage)
+                layer.set_adapter(self._adapter_of(stage))
             layer.enable_adapters(stage is not None)
-        for parameter, flag in zip(self._parameters, flags, strict=True):
+        for parameter, flag in zip(parameters, flags, strict=True):
             parameter.requires_grad_(flag)
         self.active = stage
 
+    @property
+    def rank(self) -> int:
+        return int(next(iter(self._configs.values())).r)
+
     def parameters(self, stage: Stage) -> list[nn.Parameter]:
         """The LoRA weights of one stage."""
-        return [p for n, p in self._base.named_parameters() if "lora_" in n and f".{stage}." in n]
+        return [p for n, p in self._base.named_parameters() if "lora_" in n and f".{self._adapter_of(stage)}." in n]
+
+    def _live_parameters(self) -> list[nn.Parameter]:
+        return [p for layer in self._layers for n, p in layer.named_parameters() if "lora_" in n]
+
+    def _adapter_of(self, stage: Stage) -> str:
+        return stage if stage in self._configs else SHARED
 
     def base_state_dict(self) -> dict[str, torch.Tensor]:
         """The weights of the base under the names that they have without adapters."""
         return {n.replace(".base_layer.", "."): t for n, t in self._base.state_dict().items() if ".lora_" not in n}
+
+
+def _names(shared: bool) -> tuple[str, ...]:
+    return (SHARED,) if shared else STAGES

@@ -65,7 +65,7 @@ class Checkpoint:
         folders = [("", self.folder)]
         if self.base_folder != self.folder:
             folders.append(("base/", self.base_folder))
-        if self.config.adapters:
+        if self.config.adapters != "none":
             folders += [(f"{f.name}/", f) for f in sorted((self.folder / ADAPTERS_FOLDER).glob("*")) if f.is_dir()]
         for label, folder in folders:
             for path in sorted({p for pattern in _PATTERNS for p in folder.glob(pattern) if p.is_file()}):

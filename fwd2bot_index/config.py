@@ -18,6 +18,7 @@ MAX_SUMMARY_TOKENS = 4096
 MAX_TOKEN_DIM = 65536
 
 Queries = Literal["constant", "region"]
+Adapters = Literal["stage", "shared", "none"]
 
 
 def _parse(cls: type, path: Path, raw: str, error: type[Fwd2BotError], newer: type[Fwd2BotError]) -> dict[str, Any]:
@@ -60,14 +61,19 @@ class CompressorConfig:
     text_prompt: str = "{text}\nSummarize the text in a few words."
     embedding_dim: int | None = None
     """Size of the embedding head; None: no head, the embedding has the LLM's hidden size."""
-    adapters: bool = True
-    """Whether ``adapters/compress`` and ``adapters/generate`` exist."""
+    token_norm: bool = False
+    """Whether summary tokens are RMS-normalised and scaled by a learned vector."""
+    adapters: Adapters = "stage"
+    """``stage``: ``adapters/compress`` and ``adapters/generate``; ``shared``: ``adapters/shared`` for both passes;
+    ``none``: the base's own weights do it all."""
 
     def __post_init__(self) -> None:
         if self.mode not in get_args(Mode):
             raise ModelError(f"mode must be one of {get_args(Mode)}, not {self.mode!r}.")
         if self.queries not in get_args(Queries):
             raise ModelError(f"queries must be one of {get_args(Queries)}, not {self.queries!r}.")
+        if self.adapters not in get_args(Adapters):
+            raise ModelError(f"adapters must be one of {get_args(Adapters)}, not {self.adapters!r}.")
         if not 1 <= self.num_summary_tokens <= MAX_SUMMARY_TOKENS:
             raise ModelError(
                 f"num_summary_tokens must be between 1 and {MAX_SUMMARY_TOKENS}, not {self.num_summary_tokens}."
@@ -87,7 +93,7 @@ class CompressorConfig:
             num_summary_tokens=num_summary_tokens,
             compress_prompt="Summary of the above image in one word: ",
             text_prompt="{text}\nSummary of the above sentence in one word: ",
-            adapters=False,
+            adapters="none",
         )
 
     @classmethod

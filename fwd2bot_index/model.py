@@ -23,14 +23,11 @@ import copy
 import math
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
-from functools import lru_cache
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
-from PIL import Image, ImageOps
 from torch import nn
 from torch.nn import functional as F
 
@@ -43,9 +40,9 @@ from fwd2bot_index.checkpoints import (
     resolve,
 )
 from fwd2bot_index.config import CompressorConfig
-from fwd2bot_index.decoding import decode_image, read_file
 from fwd2bot_index.errors import InputError, ModelError
-from fwd2bot_index.families import Family, Grid, check_image_tokens, family_of
+from fwd2bot_index.families import Family, check_image_tokens, family_of
+from fwd2bot_index.inputs import FirstPassBatch, InputMaker, blank_image
 from fwd2bot_index.processors import load_processor
 from fwd2bot_index.regions import grid_weights, region_weights
 from fwd2bot_index.types import ImageInput, Mode, Stage, SummaryTokens
@@ -58,18 +55,8 @@ if TYPE_CHECKING:
 _INITIAL_TEMPERATURE = 0.07
 
 
-@dataclass(frozen=True, kw_only=True)
-class FirstPassBatch:
-    """Pictures, ready for the first pass; tensors are on the model's device."""
-
-    pixels: dict[str, torch.Tensor]
-    """Inputs of the vision part, as the family's image processor names them."""
-    input_ids: torch.Tensor
-    """[B, T], left-padded: the prompt with each picture's placeholders."""
-    attention_mask: torch.Tensor
-    """[B, T]."""
-    grids: list[Grid]
-    """Rows and columns of each picture's image tokens."""
+class _RowsReadyError(Exception):
+    """Leaves the base's forward at the door of its LLM."""
 
 
 class Fwd2BotModel(nn.Module):
@@ -84,17 +71,16 @@ class Fwd2BotModel(nn.Module):
         self.config = config
         self.base = base
         self.processor = processor
-        self.family: Family = family_of(base.config)
+        self.inputs = InputMaker(processor, base.config, config)
+        self.family: Family = self.inputs.family
         self._checkpoint = checkpoint
         self._fingerprint: str | None = None
         self._adapters: StageAdapters | None = None
         self._language_model: list[nn.Module] = [
             base.get_submodule(self.family.language_model)
         ]  # a list: not a submodule
-        self._image_token: int = base.config.image_token_id
-        tokenizer = processor.tokenizer
-        self._padding: int = next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
-        self._image_prompt = lru_cache(maxsize=4096)(self._make_image_prompt)
+        self._image_token = self.inputs.image_token
+        self._padding = self.inputs.padding
 
         self.queries: nn.Parameter | None = None
         """[K, D]: what stands at the summary positions (plus the regions' averages); None when training-free."""
@@ -102,6 +88,8 @@ class Fwd2BotModel(nn.Module):
         """[1, D]: the position whose state embeds a text."""
         self.logit_scale: nn.Parameter | None = None
         """Log of 1 / temperature of the contrastive loss."""
+        self.token_scale: nn.Parameter | None = None
+        """[D]: what normalised summary tokens are multiplied by; None: they are the LLM's states as they are."""
         self.image_head: nn.Linear | None = None
         self.text_head: nn.Linear | None = None
         if config.mode == "trained":
@@ -110,6 +98,8 @@ class Fwd2BotModel(nn.Module):
             self.queries = nn.Parameter(torch.randn(config.num_summary_tokens, dim, device=device) * scale)
             self.text_query = nn.Parameter(torch.randn(1, dim, device=device) * scale)
             self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / _INITIAL_TEMPERATURE), device=device))
+            if config.token_norm:
+                self.token_scale = nn.Parameter(torch.full((dim,), scale, device=device))
             if config.embedding_dim is not None:
                 self.image_head = nn.Linear(dim, config.embedding_dim, bias=False, device=device)
                 self.text_head = nn.Linear(dim, config.embedding_dim, bias=False, device=device)
@@ -138,14 +128,16 @@ class Fwd2BotModel(nn.Module):
         checkpoint = resolve(name_or_path, revision=revision, num_summary_tokens=num_summary_tokens)
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
-        base, processor = _load_base(checkpoint, dtype)
+        base, processor = load_base(checkpoint.name, checkpoint.base_folder, dtype=dtype)
         model = cls(base, processor, checkpoint.config, checkpoint=checkpoint)
         if checkpoint.config.mode == "trained":
             model._load_summary_tokens(checkpoint.folder / SUMMARY_TOKENS_FILE)
-        if checkpoint.config.adapters:
+        if checkpoint.config.adapters != "none":
             from fwd2bot_index.adapters import StageAdapters
 
-            model._adapters = StageAdapters.load(base, checkpoint.folder / ADAPTERS_FOLDER)
+            model._adapters = StageAdapters.load(
+                base, checkpoint.folder / ADAPTERS_FOLDER, shared=checkpoint.config.adapters == "shared"
+            )
         return model.to(device).eval()
 
     @classmethod
@@ -159,17 +151,21 @@ class Fwd2BotModel(nn.Module):
         Raises:
             ModelError: ``config.adapters`` says one thing and ``lora`` another.
         """
-        if config.adapters != (lora is not None):
-            raise ModelError("config.adapters must be True exactly when LoRA settings are given.")
+        if (config.adapters != "none") != (lora is not None):
+            raise ModelError("config.adapters must name a kind exactly when LoRA settings are given.")
         model = cls(base, processor, config)
         if lora is not None:
             from fwd2bot_index.adapters import StageAdapters
 
-            model._adapters = StageAdapters.add(base, model.family.language_model, lora)
+            model._adapters = StageAdapters.add(
+                base, model.family.language_model, lora, shared=config.adapters == "shared"
+            )
         return model
 
-    def save_pretrained(self, path: str | Path) -> None:
+    def save_pretrained(self, path: str | Path, *, dtype: torch.dtype | None = None) -> None:
         """Write a checkpoint folder; ``config.json`` comes last, so that a folder that has one is whole.
+
+        ``dtype``: of the base's weights and the adapters on disk; None: as they are in memory.
 
         Raises:
             ModelError: a training-free model: there is nothing trained to save.
@@ -184,10 +180,10 @@ class Fwd2BotModel(nn.Module):
         if self.config.base_model == BASE_FOLDER:
             shutil.rmtree(folder / BASE_FOLDER, ignore_errors=True)
             state = self._adapters.base_state_dict() if self._adapters else self.base.state_dict()
-            self.base.save_pretrained(folder / BASE_FOLDER, state_dict=state)
+            self.base.save_pretrained(folder / BASE_FOLDER, state_dict=_cast(state, dtype) if dtype else state)
             self.processor.save_pretrained(folder / BASE_FOLDER)
         if self._adapters:
-            self._adapters.save(folder / ADAPTERS_FOLDER)
+            self._adapters.save(folder / ADAPTERS_FOLDER, dtype=dtype)
         save_file(self._summary_state(), folder / SUMMARY_TOKENS_FILE)
         self.config.write(folder / "config.json")
 
@@ -213,10 +209,11 @@ class Fwd2BotModel(nn.Module):
     def _check_layout(self) -> None:
         """Compare the descriptor with what this very processor does, so that a surprise is an error and never a wrong
         row."""
-        pixels, grids = self.family.process_images(self.processor, [_blank_image()], self.base.config)
-        self._decode_side = self.family.decode_side(pixels)
+        pixels, grids = self.family.process_images(self.processor, [blank_image()], self.base.config)
+        self.inputs.decode_side = self._decode_side = self.family.decode_side(pixels)
         if not self.family.tiles_always:
-            check_image_tokens(self.family, self._image_prompt(self.config.compress_prompt).num_image_tokens, grids[0])
+            prompt = self.inputs.prompt(self.config.compress_prompt)
+            check_image_tokens(self.family, prompt.num_image_tokens, grids[0])
 
     # ---- what it is ----
 
@@ -257,6 +254,11 @@ class Fwd2BotModel(nn.Module):
     @property
     def embedding_dim(self) -> int:
         return self.config.embedding_dim or self.token_dim
+
+    @property
+    def lora_rank(self) -> int | None:
+        """Of the adapters; None without any."""
+        return self._adapters.rank if self._adapters else None
 
     @property
     def decode_side(self) -> int:
@@ -352,15 +354,20 @@ class Fwd2BotModel(nn.Module):
 
     # ---- the passes, with gradient ----
 
-    def gradient_checkpointing_enable(self) -> None:
+    def gradient_checkpointing_enable(self, *, compiled: bool = False) -> None:
         """Checkpoint the LLM's layers; each is recomputed in ``backward`` under the adapter that its forward ran
-        with."""
+        with.
+
+        ``compiled``: the layers go through torch.compile, whose trace keeps the adapter by itself, and which cannot
+        take the context that eager recomputation needs.
+        """
 
         def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
             stage = self._adapters.active if self._adapters else None
             return nullcontext(), self.stage(stage)
 
-        self.base.activation_checkpointing_enable({"use_reentrant": False, "context_fn": contexts})
+        context: dict[str, Any] = {} if compiled else {"context_fn": contexts}
+        self.base.activation_checkpointing_enable({"use_reentrant": False, **context})
 
     @contextmanager
     def stage(self, stage: Stage | None) -> Iterator[None]:
@@ -379,41 +386,63 @@ class Fwd2BotModel(nn.Module):
         finally:
             self._adapters.activate(before)
 
+    @property
+    def language_model(self) -> nn.Module:
+        """The LLM without its head: takes ``inputs_embeds``, ``attention_mask`` and ``position_ids``."""
+        return self._language_model[0]
+
     def prepare_images(self, images: Sequence[ImageInput]) -> FirstPassBatch:
         """Decode (RGB, upright), preprocess and lay out a batch of pictures for the first pass."""
-        if not images:
-            raise InputError("There are no pictures to compress.")
-        pixels, grids = self.family.process_images(self.processor, [self._picture(i) for i in images], self.base.config)
-        prompt = self._image_prompt(self.config.compress_prompt)
-        rows = [prompt.ids(self._image_token, self.family.num_image_tokens(grid)) for grid in grids]
-        ids, mask = prompts.pad_left(rows, padding=self._padding)
-        return FirstPassBatch(
-            pixels={n: t.to(self.device) for n, t in pixels.items()},
-            input_ids=ids.to(self.device),
-            attention_mask=mask.to(self.device),
-            grids=grids,
-        )
+        return self.inputs.images(images).to(self.device)
+
+    def embed_image_prompt(self, batch: FirstPassBatch) -> torch.Tensor:
+        """[B, T, D]: the rows of the first pass's prompt as they enter the LLM, image features in place; the LLM itself
+        does not run."""
+        rows: list[torch.Tensor] = []
+
+        def stop(embeds: torch.Tensor) -> torch.Tensor:
+            rows.append(embeds)
+            raise _RowsReadyError
+
+        with suppress(_RowsReadyError):
+            self._run(batch.input_ids, batch.attention_mask, edit=stop, pixels=batch.pixels)
+        return rows[0]
+
+    def image_regions(self, rows: torch.Tensor, batch: FirstPassBatch, k: int) -> torch.Tensor:
+        """[B, k, D]: average pooling of each picture's image tokens in ``rows`` [B, T, D] to k cells of a grid."""
+        return self._average_image_rows(rows, batch, k, grid_weights)
 
     def first_pass(self, batch: FirstPassBatch, *, num_tokens: int | None = None) -> torch.Tensor:
         """[B, K, D]: last hidden states at the K summary positions (the first ``num_tokens`` of them), under
         ``compress``."""
+        k = num_tokens or self.num_summary_tokens
+
+        def place_queries(embeds: torch.Tensor) -> torch.Tensor:
+            rows = embeds[:, :-k]
+            return torch.cat([rows, self.query_rows(rows, batch, num_tokens=k)], dim=1)
+
+        ids, mask = self._append_positions(batch.input_ids, batch.attention_mask, k)
+        with self.stage("compress"):
+            states = self._run(ids, mask, edit=place_queries, pixels=batch.pixels, suffix=k)
+        return self.normalize_tokens(states[:, -k:])
+
+    def query_rows(self, rows: torch.Tensor, batch: FirstPassBatch, *, num_tokens: int | None = None) -> torch.Tensor:
+        """[B, K, D]: what stands at the summary positions behind ``rows`` [B, T, D], those of `embed_image_prompt`."""
         if self.queries is None:
             raise ModelError("A training-free model has no summary positions; use compress().")
         k = num_tokens or self.num_summary_tokens
         if not 1 <= k <= len(self.queries):
             raise InputError(f"The model has {len(self.queries)} summary tokens; {num_tokens} were asked for.")
-        queries = self.queries[:k]
+        placed = self.queries[:k].to(rows.dtype).expand(len(rows), -1, -1)
+        if self.config.queries == "region":
+            placed = placed + self._average_image_rows(rows, batch, k, region_weights)
+        return placed
 
-        def place_queries(embeds: torch.Tensor) -> torch.Tensor:
-            rows = queries.to(embeds.dtype).expand(len(embeds), -1, -1)
-            if self.config.queries == "region":
-                rows = rows + self._average_image_rows(embeds[:, :-k], batch, k, region_weights)
-            return torch.cat([embeds[:, :-k], rows], dim=1)
-
-        ids, mask = self._append_positions(batch.input_ids, batch.attention_mask, k)
-        with self.stage("compress"):
-            states = self._run(ids, mask, edit=place_queries, pixels=batch.pixels, suffix=k)
-        return states[:, -k:]
+    def normalize_tokens(self, states: torch.Tensor) -> torch.Tensor:
+        """[..., D]: summary tokens of the LLM's last states; RMS norm with a learned scale where the config says so."""
+        if self.token_scale is None:
+            return states
+        return F.rms_norm(states.float(), self.token_scale.shape, eps=1e-6).to(states.dtype) * self.token_scale
 
     def embed_tokens(self, tokens: torch.Tensor) -> torch.Tensor:
         """[B, E], float32, unit length: the mean of the summary tokens [B, K, D] through the image head, if there is
@@ -425,13 +454,10 @@ class Fwd2BotModel(nn.Module):
 
         A trained model reads it at one learned position after the prompt, through the text head if there is one.
         """
-        if not texts:
-            raise InputError("There are no texts to embed.")
-        rows = [
-            prompts.text_prompt_ids(self.processor, self.family, self.config.text_prompt.replace("{text}", text))
-            for text in texts
-        ]
-        ids, mask = (t.to(self.device) for t in prompts.pad_left(rows, padding=self._padding))
+        return self.encode_text_ids(*(t.to(self.device) for t in self.inputs.texts(texts)))
+
+    def encode_text_ids(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """`encode_text` of what `InputMaker.texts` made: ``ids`` and ``mask`` [B, T]."""
         query = self.text_query
         if query is None:
             return _unit(self._run(ids, mask)[:, -1].float(), None)
@@ -452,8 +478,7 @@ class Fwd2BotModel(nn.Module):
         each = [prompt] * batch_size if isinstance(prompt, str) else list(prompt)
         if len(each) != batch_size or not each:
             raise InputError(f"{len(each)} prompts were given for {batch_size} pictures.")
-        rows = [self._image_prompt(p).ids(self._image_token, num_tokens) for p in each]
-        ids, mask = prompts.pad_left(rows, padding=self._padding)
+        ids, mask = self.inputs.questions(each, num_tokens=num_tokens)
         return ids.to(self.device), mask.to(self.device)
 
     def second_pass(
@@ -589,18 +614,6 @@ class Fwd2BotModel(nn.Module):
 
     # ---- pictures, prompts and answers ----
 
-    def _picture(self, image: ImageInput) -> Image.Image:
-        """RGB, upright; a file is decoded as indexing decodes it."""
-        if isinstance(image, Image.Image):
-            return ImageOps.exif_transpose(image).convert("RGB")
-        data = image if isinstance(image, bytes) else read_file(image)
-        return decode_image(data, max_side=self.decode_side).image
-
-    def _make_image_prompt(self, prompt: str) -> prompts.ImagePrompt:
-        return prompts.image_prompt(
-            self.processor, self.family, prompt, image=_blank_image(), image_token=self._image_token
-        )
-
     def _stop_tokens(self) -> list[int]:
         """Chat models end a turn with another token than their tokenizer's EOS: both stop."""
         generation = getattr(self.base, "generation_config", None)
@@ -631,28 +644,42 @@ def _typical_row_scale(base: PreTrainedModel) -> float:
         return float(embeddings(torch.arange(min(1000, embeddings.num_embeddings), device=base.device)).float().std())
 
 
-def _blank_image() -> Image.Image:
-    return Image.new("RGB", (64, 64), (128, 128, 128))
+def load_base(
+    name: str,
+    folder: Path,
+    *,
+    dtype: torch.dtype,
+    attention: str | None = None,
+    quantization: Any = None,
+) -> tuple[PreTrainedModel, Any]:
+    """A base LVLM and its processor, from a folder.
 
-
-def _load_base(checkpoint: Checkpoint, dtype: torch.dtype) -> tuple[PreTrainedModel, Any]:
-    """The base LVLM and its processor, from the folder where they were found."""
+    Args:
+        name: what errors call it.
+        attention: transformers' ``attn_implementation``; None: its choice.
+        quantization: transformers' ``quantization_config``; None: plain weights.
+    Raises:
+        ModelError: a family that cannot work, files that are broken or missing, or a package that is not installed.
+    """
     from transformers import AutoConfig, AutoModelForImageTextToText
 
-    name, folder = checkpoint.name, checkpoint.base_folder
     try:
         config = AutoConfig.from_pretrained(folder)
     except (OSError, ValueError, KeyError) as e:
         raise ModelError(f"{name} cannot be loaded: its config.json is not understood ({_first_line(e)})") from e
     family_of(config)
+    settings: dict[str, Any] = {"attn_implementation": attention} if attention else {}
+    if quantization is not None:
+        settings["quantization_config"] = quantization
     try:
         base, loading = AutoModelForImageTextToText.from_pretrained(
-            folder, config=config, dtype=dtype, output_loading_info=True
+            folder, config=config, dtype=dtype, output_loading_info=True, **settings
         )
         processor = load_processor(folder, config)
     except ImportError as e:
+        extra = "train" if quantization is not None else "hub"
         raise ModelError(
-            f"{name} needs a package that is not installed ({_first_line(e)}); try `pip install 'fwd2bot[hub]'`."
+            f"{name} needs a package that is not installed ({_first_line(e)}); try `pip install 'fwd2bot[{extra}]'`."
         ) from e
     except Exception as e:  # broken files surface as many kinds, safetensors' own among them
         raise ModelError(f"{name} cannot be loaded: {_first_line(e)}") from e
@@ -661,6 +688,15 @@ def _load_base(checkpoint: Checkpoint, dtype: torch.dtype) -> tuple[PreTrainedMo
     if getattr(processor, "image_processor", None) is None:
         raise ModelError(f"{name} cannot be used: its image processor is missing (preprocessor_config.json).")
     return base, processor
+
+
+def _cast(state: dict[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """Floating-point tensors in another dtype; tied ones stay one tensor, or they would be written twice."""
+    once: dict[int, torch.Tensor] = {}
+    for tensor in state.values():
+        if tensor.data_ptr() not in once:
+            once[tensor.data_ptr()] = tensor.to(dtype) if tensor.is_floating_point() else tensor
+    return {name: once[tensor.data_ptr()] for name, tensor in state.items()}
 
 
 def _first_line(error: Exception) -> str:

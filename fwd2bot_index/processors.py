@@ -34,6 +34,9 @@ def without_video(processor_class: Any) -> Any:
         without = {**processor_dict, "video_processor": None}
         return processor_class.from_args_and_dict.__func__(cls, args, without, **kwargs)
 
+    def reduce(self: Any, /) -> tuple[Any, ...]:
+        return _restore, (processor_class, self.__dict__)  # by name, pickle would find the class with the video part
+
     return type(
         processor_class.__name__,
         (processor_class,),
@@ -41,5 +44,13 @@ def without_video(processor_class: Any) -> Any:
             "__module__": processor_class.__module__,
             "get_attributes": classmethod(get_attributes),
             "from_args_and_dict": classmethod(from_args_and_dict),
+            "__reduce__": reduce,
         },
     )
+
+
+def _restore(processor_class: Any, state: dict[str, Any]) -> Any:
+    cls = without_video(processor_class)
+    processor = cls.__new__(cls)
+    processor.__dict__.update(state)
+    return processor

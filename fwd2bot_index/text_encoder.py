@@ -111,8 +111,8 @@ class TextEncoder:
             shape = _LlamaShape.of(checkpoint.base_folder / "config.json")
             prompts = _Prompts.of(checkpoint.base_folder, checkpoint.config.text_prompt)
             adapter = None
-            if checkpoint.config.adapters:
-                adapter = _Adapter(checkpoint.folder / ADAPTERS_FOLDER / "compress")
+            if (kind := checkpoint.config.adapters) != "none":
+                adapter = _Adapter(checkpoint.folder / ADAPTERS_FOLDER / ("shared" if kind == "shared" else "compress"))
             llama = _Llama(shape, Weights.of_folder(checkpoint.base_folder), adapter)
             learned = Weights.of_file(checkpoint.folder / SUMMARY_TOKENS_FILE)
             query = _take(learned, "text_query", (1, shape.hidden))

@@ -74,7 +74,7 @@ def test_decoding_keeps_four_times_what_the_vision_encoder_sees() -> None:
         base, processor = tiny_models.build(name)
         model = Fwd2BotModel(base, processor, CompressorConfig.training_free("tiny"))
         assert model.decode_side == side
-        assert model._picture(_png(tiny_models.pictures(1, sizes=[(2100, 30)])[0])).size[0] == side
+        assert model.inputs.picture(_png(tiny_models.pictures(1, sizes=[(2100, 30)])[0])).size[0] == side
 
 
 def _png(picture: Image.Image) -> bytes:
@@ -95,7 +95,7 @@ def test_a_surprising_layout_of_image_tokens_is_an_error() -> None:
 def test_qwen_positions_of_the_first_pass_are_two_dimensional() -> None:
     """M-RoPE stays the family's own: image tokens get rows and columns, summary positions follow on."""
     base, processor = tiny_models.build("qwen3_vl")
-    config = CompressorConfig(num_summary_tokens=3, adapters=False)
+    config = CompressorConfig(num_summary_tokens=3, adapters="none")
     model = Fwd2BotModel.from_base(base, processor, config, lora=None)
     seen: list[torch.Tensor] = []
     hook = base.model.language_model.register_forward_pre_hook(

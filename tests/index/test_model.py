@@ -27,7 +27,9 @@ every_family = pytest.mark.parametrize("family", tiny_models.FAMILIES)
 def trained(family: str, *, queries: Queries = "region", lora: bool = True, **settings: int) -> Fwd2BotModel:
     """A model as after training: adapters that do something, heads, everything random."""
     base, processor = tiny_models.build(family)
-    config = CompressorConfig(num_summary_tokens=K, queries=queries, adapters=lora, embedding_dim=16, **settings)
+    config = CompressorConfig(
+        num_summary_tokens=K, queries=queries, adapters="stage" if lora else "none", embedding_dim=16, **settings
+    )
     model = Fwd2BotModel.from_base(base, processor, config, lora=LoraSettings(rank=4, alpha=8) if lora else None)
     with torch.no_grad():
         for name, parameter in model.base.named_parameters():
@@ -78,6 +80,19 @@ def test_saved_and_loaded_is_the_same(family: str, tmp_path: Path) -> None:
             parameter.data.zero_()
     assert not torch.allclose(model.compress(pictures).tokens, before.tokens, atol=1e-2)
     assert not torch.allclose(model.loglikelihood(before.tokens, "what?", ["yes"]), scores, atol=1e-2)
+
+
+def test_saved_in_half_precision_the_model_in_memory_stays_as_it_is(tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    model = trained("llava")
+    before = model.compress(tiny_models.pictures(1)).tokens
+    model.save_pretrained(tmp_path, dtype=torch.bfloat16)
+    assert torch.equal(model.compress(tiny_models.pictures(1)).tokens, before)
+    for file in ("base/model.safetensors", "adapters/compress/adapter_model.safetensors"):
+        assert {t.dtype for t in load_file(tmp_path / file).values()} == {torch.bfloat16}
+    loaded = Fwd2BotModel.from_pretrained(tmp_path, device="cpu")
+    torch.testing.assert_close(loaded.compress(tiny_models.pictures(1)).tokens, before, atol=0.1, rtol=0.1)
 
 
 @every_family
@@ -410,7 +425,7 @@ def test_bad_input_is_refused_in_a_sentence(tmp_path: Path) -> None:
         model.generate(tokens[..., :-1], "a")
     with pytest.raises(ModelError, match="no fingerprint"):
         _ = model.fingerprint
-    with pytest.raises(ModelError, match="adapters must be True exactly"):
+    with pytest.raises(ModelError, match="adapters must name a kind exactly"):
         Fwd2BotModel.from_base(model.base, model.processor, CompressorConfig(), lora=None)
 
 

@@ -21,7 +21,7 @@ from tiny_models import build
 
 from fwd2bot_index.adapters import LoraSettings
 from fwd2bot_index.checkpoints import resolve
-from fwd2bot_index.config import CompressorConfig, Manifest
+from fwd2bot_index.config import Adapters, CompressorConfig, Manifest
 from fwd2bot_index.errors import InputError, ModelError
 from fwd2bot_index.indexing import index_images
 from fwd2bot_index.model import Fwd2BotModel
@@ -69,7 +69,7 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Make:
         *,
         dtype: torch.dtype = torch.float32,
         llama: dict[str, Any] | None = None,
-        adapters: bool = True,
+        adapters: Adapters = "stage",
         template: str | None = None,
         **config: Any,
     ) -> Path:
@@ -80,7 +80,7 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Make:
                 setattr(base.config.text_config, name, value)
             base = type(base)(base.config)
         settings = CompressorConfig(num_summary_tokens=4, adapters=adapters, **config)
-        lora = LoraSettings(rank=3, alpha=8) if adapters else None
+        lora = LoraSettings(rank=3, alpha=8) if adapters != "none" else None
         model = Fwd2BotModel.from_base(base, processor, settings, lora=lora)
         enlarge(model)
         model.base.to(dtype)
@@ -122,7 +122,8 @@ def rewrite(path: Path, **changes: Any) -> None:
         {"embedding_dim": None, "text_prompt": "{text}"},
         {"dtype": torch.bfloat16, "embedding_dim": 16},
         {"dtype": torch.float16},
-        {"adapters": False},
+        {"adapters": "none"},
+        {"adapters": "shared"},
         {"llama": {"num_key_value_heads": 2, "rope_parameters": {"rope_type": "default", "rope_theta": 50.0}}},
         {"llama": {"head_dim": 6}},
         {"llama": {"num_key_value_heads": 1, "attention_bias": True, "mlp_bias": True, "rms_norm_eps": 0.1}},
@@ -200,7 +201,7 @@ def test_a_training_free_model_is_left_to_itself(own: Path) -> None:
 
 def test_another_family_is_left_to_itself(tmp_path: Path) -> None:
     base, processor = build("smolvlm")  # its language model is a Llama, too
-    config = CompressorConfig(num_summary_tokens=4, adapters=False)
+    config = CompressorConfig(num_summary_tokens=4, adapters="none")
     Fwd2BotModel.from_base(base, processor, config, lora=None).save_pretrained(tmp_path / "smol")
     assert encoder_of(tmp_path / "smol") is None
 

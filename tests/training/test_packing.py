@@ -1,73 +1,61 @@
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
+import tiny_models
 import torch
-from PIL import Image
 
-from fwd2bot_training import small_llava
-from fwd2bot_training.data import Mixture, Segment
-from fwd2bot_training.objectives import PretrainObjective, collate, to_pixels, wrap
-from fwd2bot_training.packing import pack, packed_mask, run_packed
+from fwd2bot_index.errors import InputError
+from fwd2bot_index.families import FAMILIES
+from fwd2bot_index.inputs import InputMaker
+from fwd2bot_training.data import Segment
+from fwd2bot_training.packing import Packed, Prefix, pack, packed_mask
 
-from .conftest import CONFIG
+from .conftest import plain_lvlm
 
-
-def test_packed_answers_score_as_if_asked_alone(make_base: Callable[[], Any], tokenizer: Any, mixture: Mixture) -> None:
-    """Against the reference: each question in a row of its own, through the processor and the whole model."""
-    base = make_base().eval()
-    processor = small_llava.make_processor(tokenizer, CONFIG)
-    source, examples = mixture.batch(0)
-    batch = collate(0, source, examples, tokenizer, probes=PretrainObjective.probes)
-    with torch.no_grad():
-        features = torch.stack(list(base.model.get_image_features(to_pixels(batch.images)).pooler_output))
-        llm = base.model.language_model
-        hidden = run_packed(llm, wrap(llm, tokenizer, features), batch.packed)
-        logits = base.lm_head(hidden.flatten(0, 1)[batch.packed.predict])
-        got = torch.log_softmax(logits, -1).gather(-1, batch.packed.labels[:, None])[:, 0]
-
-        expected, probed = [], []
-        for example in examples:
-            for prompt, answer in [(s.prompt, s.answer) for s in example.segments] + [
-                (PretrainObjective.probes[0], "")
-            ]:
-                message = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt}]}
-                inputs = processor(
-                    images=[Image.fromarray(example.image)],
-                    text=[processor.apply_chat_template([message], tokenize=False)],
-                    add_special_tokens=False,
-                    return_tensors="pt",
-                )
-                said = torch.tensor([[*tokenizer.encode(answer, add_special_tokens=False), tokenizer.eos_token_id]])
-                ids = torch.cat([inputs["input_ids"], said], dim=1)
-                out = base(
-                    input_ids=ids,
-                    pixel_values=inputs["pixel_values"],
-                    attention_mask=torch.ones_like(ids),
-                    output_hidden_states=True,
-                )
-                if answer:
-                    scores = torch.log_softmax(out.logits[0, -said.shape[1] - 1 : -1], -1)
-                    expected.append(scores.gather(-1, said.T)[:, 0])
-                else:
-                    probed.append(out.hidden_states[-1][0, -2])
-    torch.testing.assert_close(got, torch.cat(expected), atol=1e-4, rtol=1e-4)
-    rows = torch.arange(len(examples))
-    torch.testing.assert_close(hidden[rows, batch.packed.last[:, 0]], torch.stack(probed), atol=1e-4, rtol=1e-4)
+END = 2
 
 
-def test_only_answers_are_labelled(tokenizer: Any) -> None:
-    packed = pack([[Segment(prompt="what color is the star?", answer="dark red")]], tokenizer)
-    assert tokenizer.decode(packed.labels) == "dark red<eos>"
-    after = packed.ids.flatten()[packed.predict]
-    assert tokenizer.decode(after[:1]) == "\n", "the first answer token is predicted from the prompt's last one"
+def _pack(rows: list[list[Segment]], family: str = "llava", **settings: Any) -> tuple[Packed, InputMaker]:
+    inputs = plain_lvlm(family).inputs
+    return pack(rows, inputs, end=END, **{"max_tokens": 99, **settings}), inputs
+
+
+def test_only_answers_are_labelled() -> None:
+    packed, inputs = _pack([[Segment(prompt="what color?", answer="dark red")]])
+    tokenizer = inputs.processor.tokenizer
+    assert tokenizer.decode(packed.labels).replace(" ", "") == "darkred<eos>"
+    before = packed.ids.flatten()[packed.predict]
+    assert tokenizer.decode(before[:1]) == "\n", "the first answer token is predicted from the prompt's last one"
+
+
+def test_a_long_answer_is_cut_and_then_does_not_end() -> None:
+    long = Segment(prompt="a?", answer="x" * 50)
+    packed, inputs = _pack([[long]], max_tokens=20)
+    asked = len(inputs.prompt("a?").after)
+    assert len(packed.labels) == 20 - asked
+    assert END not in packed.labels.tolist()
+
+
+def test_what_cannot_be_answered_is_refused() -> None:
+    with pytest.raises(InputError, match="leaves no room"):
+        _pack([[Segment(prompt="x" * 50, answer="y")]], max_tokens=20)
+
+
+def _mask(packed: Packed, prefix: Prefix, family: str) -> list[list[int]]:
+    return (packed_mask(packed, prefix, FAMILIES[family], torch.float32)[0, 0] == 0).int().tolist()
+
+
+def _hand_made(segment: list[int], asked: list[bool]) -> Packed:
+    packed, _ = _pack([[Segment(prompt="a", answer="b")]])
+    fields = {"segment": torch.tensor([segment]), "asked": torch.tensor([asked])}
+    return Packed(**{**vars(packed), **fields})
 
 
 def test_mask_by_hand() -> None:
-    mask = packed_mask(torch.tensor([[1, 1, 2, 0]]), 1, torch.float32)[0, 0] == 0
-    assert mask.int().tolist() == [
+    packed = _hand_made([1, 1, 2, 0], [True, False, True, False])
+    assert _mask(packed, Prefix(embeds=torch.zeros(1, 1, 8), first_token=0), "llava") == [
         [1, 0, 0, 0, 0],  # the prefix sees itself
         [1, 1, 0, 0, 0],
         [1, 1, 1, 0, 0],  # segment 1, causal
@@ -76,6 +64,54 @@ def test_mask_by_hand() -> None:
     ]
 
 
-def test_a_batch_without_answers_is_refused(tokenizer: Any) -> None:
-    with pytest.raises(ValueError, match="nothing to answer"):
-        pack([[]], tokenizer, probes=("x",))
+def test_hidden_columns_are_hidden_from_the_text_alone() -> None:
+    packed = _hand_made([1, 1], [True, False])
+    prefix = Prefix(embeds=torch.zeros(1, 3, 8), first_token=1, hidden=((1, 2),))
+    assert _mask(packed, prefix, "llava") == [
+        [1, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0],
+        [1, 1, 1, 0, 0],  # a summary position sees the image
+        [1, 0, 1, 1, 0],  # the text sees the summary position, not the image
+        [1, 0, 1, 1, 1],
+    ]
+
+
+def test_families_that_read_in_both_directions() -> None:
+    prefix = Prefix(embeds=torch.zeros(1, 3, 8), first_token=1)
+    assert _mask(_hand_made([1, 1], [True, False]), prefix, "gemma3")[:3] == [
+        [1, 0, 0, 0, 0],
+        [1, 1, 1, 0, 0],  # picture tokens see each other
+        [1, 1, 1, 0, 0],
+    ]
+    assert _mask(_hand_made([1, 1], [True, False]), prefix, "paligemma") == [
+        *[[1, 1, 1, 1, 0]] * 4,  # picture and prompt see each other
+        [1, 1, 1, 1, 1],  # the answer is causal
+    ]
+
+
+def test_one_row_a_segment_where_a_prefix_cannot_be_shared() -> None:
+    two = [Segment(prompt="a", answer="b"), Segment(prompt="c", answer="d")]
+    shared, _ = _pack([two, two[:1]])
+    assert shared.picture.tolist() == [0, 1]
+    split, _ = _pack([two, two[:1]], "paligemma")
+    assert split.picture.tolist() == [0, 0, 1]
+    assert split.kinds == shared.kinds
+
+
+def test_questions_of_one_picture_are_known_by_the_answer_of_each_label() -> None:
+    packed, _ = _pack([[Segment(prompt="a", answer="bb"), Segment(prompt="c", answer="d", kind="matching")]])
+    assert packed.answer.tolist() == [0, 0, 0, 1, 1]
+    assert packed.matching.tolist() == [False, False, False, True, True]
+    assert packed.weights[0].item() == pytest.approx(3**-0.5)
+
+
+def test_inputs_travel_to_a_loader_process() -> None:
+    import pickle
+
+    inputs = plain_lvlm("qwen3_vl").inputs
+    there = pickle.loads(pickle.dumps(inputs))  # noqa: S301 - our own bytes, as multiprocessing sends them
+    pictures = tiny_models.pictures(2, sizes=[(40, 40), (70, 40)])
+    here, received = inputs.images(pictures), there.images(pictures)
+    assert torch.equal(here.input_ids, received.input_ids)
+    assert all(torch.equal(t, received.pixels[n]) for n, t in here.pixels.items())
+    assert there.decode_side == inputs.decode_side

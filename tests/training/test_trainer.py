@@ -1,297 +1,214 @@
 from __future__ import annotations
 
-import dataclasses
 import json
-import math
+import os
+import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
-from fwd2bot_index import scenes
 from fwd2bot_index.errors import InputError
-from fwd2bot_index.model import Fwd2BotModel
-from fwd2bot_training import compress, pretrain
-from fwd2bot_training.data import Example, Mixture, Region, Segment
-from fwd2bot_training.objectives import CompressObjective, PretrainObjective, collate
-from fwd2bot_training.trainer import TrainConfig, Trainer, TrainingDivergedError
+from fwd2bot_training.config import TrainConfig
+from fwd2bot_training.distributed import Processes
+from fwd2bot_training.stepping import TrainingDivergedError
+from fwd2bot_training.trainer import Trainer
 
-from .conftest import CONFIG
-
-
-@pytest.fixture
-def make_trainer(make_base: Callable[[], Any], tokenizer: Any, mixture: Mixture) -> Callable[..., Trainer]:
-    def make(folder: Path, *, steps: int = 4, **settings: Any) -> Trainer:
-        objective = PretrainObjective(make_base(), tokenizer, contrastive_weight=0.2)
-        config = TrainConfig(steps=steps, lr=1e-3, warmup=2, log_every=1, loader_workers=0, **settings)
-        return Trainer(objective, mixture, config, folder, export=lambda: None)
-
-    return make
+from .toy_objective import Batch, Log, Outputs, ToyMixture, ToyObjective, read_log, weights
 
 
-def _weights(trainer: Trainer) -> dict[str, torch.Tensor]:
-    return {n: p.detach().clone() for n, p in trainer.named.items()}
+def make(
+    folder: Path,
+    *,
+    objective: ToyObjective | None = None,
+    mixture: ToyMixture | None = None,
+    on_step: Callable[[int], None] = lambda _: None,
+    export: Callable[[], None] = lambda: None,
+    parts: dict[str, Any] | None = None,
+    **settings: Any,
+) -> Trainer:
+    folder.mkdir(exist_ok=True)
+    return Trainer(
+        objective or ToyObjective(),  # type: ignore[arg-type]
+        mixture or ToyMixture(),  # type: ignore[arg-type]
+        TrainConfig(**{"steps": 6, "batch_size": 8, "lr": 1e-2, **settings}),
+        folder,
+        export=export,
+        watch=Log(folder / "log.jsonl", on_step=on_step),
+        **(parts or {}),
+    )
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_a_resumed_run_is_the_run_that_was_not_stopped(
-    optimizer: str, tmp_path: Path, make_trainer: Callable[..., Trainer]
-) -> None:
-    whole = make_trainer(tmp_path / "whole", optimizer=optimizer)
-    whole.run()
-
-    killed = make_trainer(tmp_path / "killed", optimizer=optimizer)
-    for step in range(2):
-        batch = collate(step, *killed.mixture.batch(step), killed.objective.tokenizer, probes=killed.objective.probes)
-        killed.train_step(batch)
-    killed.save()
-    resumed = make_trainer(tmp_path / "killed", optimizer=optimizer)
-    assert resumed.resume()
-    assert resumed.step == 2
-    resumed.run()
-
-    for name, weight in _weights(whole).items():
-        assert torch.equal(weight, resumed.named[name]), name
-
-
-def test_muon_steps_the_layers_matrices_and_every_parameter_has_one_optimizer(
-    tmp_path: Path, make_trainer: Callable[..., Trainer]
-) -> None:
-    trainer = make_trainer(tmp_path, optimizer="muon")
-    adamw, muon = ([p for g in o.param_groups for p in g["params"]] for o in trainer.optimizers)
-    names = {p: n for n, p in trainer.named.items()}
-    assert len(adamw) + len(muon) == len(names) == len({*adamw, *muon})
-    assert all(".layers." in names[p] and p.ndim == 2 for p in muon)
-    assert {"embed_tokens", "position_embedding"} <= {n.split(".")[-2] for n in (names[p] for p in adamw) if "." in n}
-
-
-def test_bfloat16_computes_nearly_the_same_and_keeps_float32_weights(
-    tmp_path: Path, make_trainer: Callable[..., Trainer]
-) -> None:
-    losses = {}
-    for precision in ("float32", "bfloat16"):
-        trainer = make_trainer(tmp_path / precision, precision=precision)
-        batch = collate(0, *trainer.mixture.batch(0), trainer.objective.tokenizer, probes=trainer.objective.probes)
-        losses[precision] = trainer.train_step(batch).total.item()
-        assert {p.dtype for p in trainer.named.values()} == {torch.float32}
-    assert losses["bfloat16"] != losses["float32"]
-    assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.02)
-
-
-def test_training_learns_and_logs(tmp_path: Path, make_trainer: Callable[..., Trainer]) -> None:
-    trainer = make_trainer(tmp_path, steps=12)
+def test_a_run_learns_logs_saves_and_exports(tmp_path: Path) -> None:
+    objective = ToyObjective()
+    exported: list[dict[str, torch.Tensor]] = []
+    trainer = make(
+        tmp_path,
+        objective=objective,
+        mixture=_Same(),
+        export=lambda: exported.append(weights(objective)),
+        steps=40,
+        decay=0.0,
+    )
+    assert not trainer.resume()
     trainer.run()
-    log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in log] == list(range(1, 13))
-    assert log[-1]["ar/scenes"] < log[0]["ar/scenes"] - 0.1
+    log = read_log(tmp_path / "log.jsonl")
+    assert [row["step"] for row in log] == list(range(1, 41))
+    assert log[-1]["losses"]["ar"] < log[0]["losses"]["ar"] / 2
+    assert {row["source"] for row in log} == {"source1"}
+    assert {row["size"] for row in log} == {8}
+    assert log[0]["lr"] == pytest.approx(1e-2 / 1.2)
+    assert (tmp_path / "state-40").is_dir()
+    assert len(exported) == 1
+    assert all(torch.equal(p, exported[0][n]) for n, p in objective.named_parameters())
 
 
-def test_a_loss_that_is_not_finite_stops_before_the_step(tmp_path: Path, make_trainer: Callable[..., Trainer]) -> None:
-    trainer = make_trainer(tmp_path)
-    batch = collate(0, *trainer.mixture.batch(0), trainer.objective.tokenizer, probes=trainer.objective.probes)
-    with torch.no_grad():
-        trainer.objective.logit_scale.fill_(math.nan)
-    before = _weights(trainer)
-    with pytest.raises(TrainingDivergedError, match="'scenes'"):
-        trainer.train_step(batch)
-    assert trainer.step == 0
-    for name, weight in before.items():
-        assert torch.equal(weight, trainer.named[name]) or name == "logit_scale"
+class _Same(ToyMixture):
+    """One batch, over and over."""
+
+    def batch(self, step: int, *, rank: int = 0, world: int = 1) -> Any:
+        return super().batch(1, rank=rank, world=world)
 
 
-def test_a_kill_between_the_two_renames_loses_nothing(tmp_path: Path, make_trainer: Callable[..., Trainer]) -> None:
-    trainer = make_trainer(tmp_path)
-    trainer.step = 3
-    trainer.save()
-    (tmp_path / "state").rename(tmp_path / "state.old")
-    again = make_trainer(tmp_path)
+def test_micro_batches_and_loader_processes_change_nothing(tmp_path: Path) -> None:
+    found = []
+    for name, micro, workers in (("a", 0, 0), ("b", 3, 1)):
+        objective = ToyObjective()
+        make(tmp_path / name, objective=objective, parts={"workers": workers}, micro_batch_size=micro).run()
+        found.append((read_log(tmp_path / name / "log.jsonl"), weights(objective)))
+    for one, other in zip(found[0][0], found[1][0], strict=True):
+        assert one["losses"] == pytest.approx(other["losses"])
+    for name, weight in found[0][1].items():
+        torch.testing.assert_close(weight, found[1][1][name], rtol=1e-7, atol=1e-9)
+
+
+def test_validation_runs_every_few_steps_and_at_the_end_in_eval_mode(tmp_path: Path) -> None:
+    objective = ToyObjective()
+    seen: list[tuple[int, bool]] = []
+    parts = {"validate": lambda step: seen.append((step, objective.training)), "every": 3}
+    trainer = make(tmp_path, objective=objective, parts=parts, on_step=lambda _: seen.append((-1, objective.training)))
+    trainer.run()
+    step = (-1, True)
+    assert seen == [step] * 3 + [(3, False)] + [step] * 3 + [(6, False)]
+
+
+def test_states_are_saved_by_the_clock(tmp_path: Path) -> None:
+    make(tmp_path / "often", save_minutes=0.0, keep=99).run()
+    make(tmp_path / "seldom", save_minutes=1.0, keep=99).run()
+    assert len(list((tmp_path / "often").glob("state-*"))) > 3
+    assert [p.name for p in (tmp_path / "seldom").glob("state-*")] == ["state-6"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_run_after_the_step_with_a_state(number: int, tmp_path: Path) -> None:
+    before = signal.getsignal(number)
+    exported: list[None] = []
+    trainer = make(
+        tmp_path,
+        on_step=lambda step: os.kill(os.getpid(), number) if step == 3 else None,
+        export=lambda: exported.append(None),
+    )
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run()
+    assert [row["step"] for row in read_log(tmp_path / "log.jsonl")] == [1, 2, 3]
+    assert not exported
+    assert signal.getsignal(number) is before
+    assert json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1]) == {"closed": True}
+    again = make(tmp_path, export=lambda: exported.append(None))
     assert again.resume()
     assert again.step == 3
+    again.run()
+    assert [row["step"] for row in read_log(tmp_path / "log.jsonl")] == [1, 2, 3, 4, 5, 6]
+    assert len(exported) == 1
 
 
-def test_another_seed_or_recipe_cannot_resume(tmp_path: Path, make_trainer: Callable[..., Trainer]) -> None:
-    make_trainer(tmp_path).save()
-    other = make_trainer(tmp_path)
-    other.mixture.seed = 9
-    with pytest.raises(InputError, match="--seed 3"):
-        other.resume()
-    other.mixture.seed = 3
-    other.config = dataclasses.replace(other.config, optimizer="adamw")
-    with pytest.raises(InputError, match="--optimizer muon"):
-        other.resume()
-    other.config = dataclasses.replace(other.config, optimizer="muon")
-    other.named.pop("logit_scale")
-    with pytest.raises(InputError, match="other parameters"):
-        other.resume()
+def test_a_second_ctrl_c_does_not_wait(tmp_path: Path) -> None:
+    reached: list[int] = []
+
+    class Slow(ToyObjective):
+        def forward(self, batch: Batch) -> Outputs:
+            if batch.step == 2:
+                os.kill(os.getpid(), signal.SIGINT)
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(1.1)
+                os.kill(os.getpid(), signal.SIGTERM)
+                reached.append(batch.step)
+                os.kill(os.getpid(), signal.SIGINT)
+                raise AssertionError("not reached")
+            return super().forward(batch)
+
+    with pytest.raises(KeyboardInterrupt):
+        make(tmp_path, objective=Slow()).run()
+    assert reached == [2], "torchrun's copy of a Ctrl-C, and a SIGTERM, do wait"
+    assert not list(tmp_path.glob("state-*"))
 
 
-def test_schedule() -> None:
-    config = TrainConfig(steps=100, lr=1.0, warmup=10, decay=0.3)
-    assert config.lr_at(0) == pytest.approx(0.1)
-    assert config.lr_at(50) == 1.0
-    assert config.lr_at(85) == pytest.approx(0.5)
-    assert 0 < config.lr_at(99) < 0.05
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_bad_row_is_told_in_its_own_words_and_costs_no_step(workers: int, tmp_path: Path) -> None:
+    trainer = make(tmp_path, mixture=ToyMixture(bad_step=4), parts={"workers": workers})
+    with pytest.raises(InputError, match=r"^rows\.parquet, row 4: no picture\.$"):
+        trainer.run()
+    assert (tmp_path / "state-4").is_dir()
+    again = make(tmp_path)
+    assert again.resume()
+    assert again.step == 4
 
 
-def test_vision_only_moves_the_vision_part_alone(
-    tmp_path: Path, make_base: Callable[[], Any], tokenizer: Any, mixture: Mixture
-) -> None:
-    base = make_base()
-    base.model.language_model.requires_grad_(False)
-    objective = PretrainObjective(base, tokenizer, contrastive_weight=0.0, vision_only=True)
-    before = {n: p.detach().clone() for n, p in base.named_parameters()}
-    trainer = Trainer(objective, mixture, TrainConfig(steps=1, warmup=1), tmp_path, export=lambda: None)
-    losses = trainer.train_step(collate(0, *mixture.batch(0), tokenizer, probes=()))
-    assert set(losses.parts) == {"words"}
-    moved = {n for n, p in base.named_parameters() if not torch.equal(p, before[n])}
-    assert any("projector" in n for n in moved)
-    assert any("vision_tower" in n for n in moved)
-    assert not any("language_model" in n for n in moved)
+def test_a_diverged_run_keeps_the_state_before_the_step(tmp_path: Path) -> None:
+    objective = ToyObjective()
+
+    def poison(step: int) -> None:
+        if step == 2:
+            objective.frozen.data.fill_(torch.nan)
+
+    with pytest.raises(TrainingDivergedError, match=r"^Step 3, a batch of 'source0'"):
+        make(tmp_path, objective=objective, on_step=poison).run()
+    again = make(tmp_path)
+    assert again.resume()
+    assert again.step == 2
 
 
-def test_the_word_loss_reads_the_cells_under_the_box(make_base: Callable[[], Any], tokenizer: Any) -> None:
-    objective = PretrainObjective(make_base(), tokenizer, contrastive_weight=0.0, vision_only=True)
-    image = np.zeros((48, 48, 3), np.uint8)
-    corner = Region(box=(0.55, 0.0, 1.0, 0.2), text="red star")  # columns 2-3 of 4, row 0
-    segment = Segment(prompt="what?", answer="yes")
-    example = Example(image=image, segments=(segment,), regions=(corner,))
-    batch = collate(0, "scenes", [example], tokenizer, probes=())
-    features = torch.randn(1, 16, CONFIG.hidden_size, requires_grad=True)
-    objective._word_loss(features, batch).backward()
-    assert features.grad is not None
-    assert features.grad[0].abs().sum(-1).nonzero().flatten().tolist() == [2, 3]
+def test_too_little_memory_names_what_to_lower(tmp_path: Path) -> None:
+    class Hungry(ToyObjective):
+        def forward(self, batch: Batch) -> Outputs:
+            torch.empty(2**50)
+            return super().forward(batch)
+
+    with pytest.raises(InputError) as told:
+        make(tmp_path / "whole", objective=Hungry()).run()
+    said = str(told.value)
+    assert said.startswith(
+        "Step 1 needs more memory than there is: lower train.micro_batch_size to 4; then set train.gr"
+    )
+    assert "model.quantize" in said
+    with pytest.raises(InputError) as told:
+        make(tmp_path / "lowered", objective=Hungry(), micro_batch_size=1, gradient_checkpointing=True).run()
+    assert "micro_batch_size" not in str(told.value)
+    assert "gradient_checkpointing" not in str(told.value)
 
 
-@pytest.fixture
-def double_pass(base_folder: Path) -> Callable[[str], Fwd2BotModel]:
-    def build(tune: str) -> Fwd2BotModel:
-        torch.manual_seed(0)
-        return compress.build(base_folder, num_tokens=4, queries="region", embedding_dim=16, rank=2, tune=tune)
+def test_another_error_is_not_taken_for_little_memory(tmp_path: Path) -> None:
+    class Broken(ToyObjective):
+        def forward(self, batch: Batch) -> Outputs:
+            raise RuntimeError("shapes do not match")
 
-    return build
-
-
-def test_adapters_and_queries_are_stepped_by_adamw(
-    tmp_path: Path, double_pass: Callable[[str], Fwd2BotModel], mixture: Mixture
-) -> None:
-    objective = CompressObjective(double_pass("full"), contrastive_weight=0.2, prefixes=(4,), seed=0)
-    trainer = Trainer(objective, mixture, TrainConfig(steps=1, optimizer="muon"), tmp_path, export=lambda: None)
-    adamw = {p for g in trainer.optimizers[0].param_groups for p in g["params"]}
-    expected = {n for n in trainer.named if "lora_" in n or not n.startswith("model.base.")}
-    assert len(expected) > 10
-    assert expected <= {n for n, p in trainer.named.items() if p in adamw}
+    with pytest.raises(RuntimeError, match=r"^shapes do not match$"):
+        make(tmp_path, objective=Broken()).run()
 
 
-def test_hard_negatives_reach_the_contrastive_loss(
-    double_pass: Callable[[str], Fwd2BotModel], mixture: Mixture
-) -> None:
-    """More rivals for each image, so a higher loss; the answers are not concerned."""
-    objective = CompressObjective(double_pass("full"), contrastive_weight=1.0, prefixes=(4,), seed=0)
-    batch = collate(0, *mixture.batch(0), objective.tokenizer, probes=())
-    assert len(batch.negatives) >= 2
-    with torch.no_grad():
-        given, without = objective(batch).parts, objective(dataclasses.replace(batch, negatives=[])).parts
-    assert given["nce"] > without["nce"] + 0.05
-    assert given["ar"] == pytest.approx(without["ar"])
+def test_parameters_that_nothing_trains_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trainer = make(tmp_path / "long", steps=51)
+    assert trainer.check_gradients() == sorted(trainer.stepper.named)
+    trainer.run()
+    assert trainer.check_gradients() == ["never"]
+    assert "no gradient in 50 steps for never:" in capsys.readouterr().err
+    make(tmp_path / "short", steps=49).run()
+    assert "no gradient" not in capsys.readouterr().err
 
 
-def _step(model: Fwd2BotModel, mixture: Mixture, *, prefixes: tuple[int, ...] = (4,), weight: float = 0.2) -> Any:
-    objective = CompressObjective(model, contrastive_weight=weight, prefixes=prefixes, seed=0)
-    losses = objective(collate(0, *mixture.batch(0), objective.tokenizer, probes=()))
-    losses.total.backward()
-    return losses
-
-
-@pytest.mark.parametrize("tune", ["lora", "full"])
-def test_what_is_named_trains_and_nothing_else(
-    tune: str, double_pass: Callable[[str], Fwd2BotModel], mixture: Mixture
-) -> None:
-    model = double_pass(tune)
-    _step(model, mixture)
-    for name, p in model.named_parameters():
-        own = not name.startswith("base.")
-        lora = "lora_" in name
-        assert p.requires_grad == (own or lora or tune == "full"), name
-        if own or "lora_B" in name:  # lora_A has no gradient as long as B is zero
-            assert p.grad is not None, name
-            assert p.grad.abs().sum() > 0, name
-        elif not p.requires_grad:
-            assert p.grad is None, name
-
-
-def test_the_answer_loss_reaches_the_first_pass(double_pass: Callable[[str], Fwd2BotModel], mixture: Mixture) -> None:
-    model = double_pass("lora")
-    _step(model, mixture, weight=0.0)
-    named = dict(model.named_parameters())
-    assert any(p.grad is not None and p.grad.abs().sum() > 0 for n, p in named.items() if ".compress." in n)
-    assert model.queries is not None
-    assert model.queries.grad is not None
-    assert model.text_query is not None
-    assert model.text_query.grad is None, "without the contrastive loss no text is embedded"
-
-
-def test_a_short_prefix_trains_no_later_token(double_pass: Callable[[str], Fwd2BotModel], mixture: Mixture) -> None:
-    model = double_pass("lora")
-    _step(model, mixture, prefixes=(2,), weight=0.0)
-    assert model.queries is not None
-    assert model.queries.grad is not None
-    assert model.queries.grad[:2].abs().sum() > 0
-    assert model.queries.grad[2:].abs().sum() == 0
-
-
-def test_the_double_pass_answers_as_inference_does(
-    double_pass: Callable[[str], Fwd2BotModel], mixture: Mixture
-) -> None:
-    """The objective's AR loss equals the model's own log-likelihoods from its own summary tokens."""
-    model = double_pass("full").eval()
-    with torch.no_grad():
-        for name, p in model.named_parameters():
-            if "lora_B" in name:
-                p.normal_(std=0.1)
-    _, examples = mixture.batch(0)
-    questions = [e.segments[0] for e in examples]
-    alone = [type(e)(image=e.image, segments=(s,)) for e, s in zip(examples, questions, strict=True)]
-    objective = CompressObjective(model, contrastive_weight=0.0, prefixes=(4,), seed=0)
-    batch = collate(0, "scenes", alone, objective.tokenizer, probes=())
-    with torch.no_grad():
-        loss = objective(batch).total.item()
-
-    tokens = model.compress([Image.fromarray(e.image) for e in examples]).tokens
-    total = weights = 0.0
-    for row, s in zip(tokens, questions, strict=True):
-        length = len(objective.tokenizer.encode(s.answer, add_special_tokens=False)) + 1
-        total -= model.loglikelihood(row[None], s.prompt, [s.answer + "<eos>"]).item() / length**0.5
-        weights += length**0.5
-    assert loss == pytest.approx(total / weights, rel=1e-4)
-
-
-@pytest.mark.slow
-def test_the_recipes_run_end_to_end(tmp_path: Path) -> None:
-    """The commands of the docstrings, two steps each, on scenes alone; what comes out loads, compresses and answers."""
-    base, out = tmp_path / "base", tmp_path / "compress"
-    arguments = ["--mixture", "scenes=1", "--batch-size", "2", "--steps", "2"]
-    assert pretrain.main(["--out", str(base), *arguments]) == 0  # with a loader process; the others without
-    arguments += ["--loader-workers", "0"]
-    assert compress.main(["--base", str(base / "model"), "--out", str(out), *arguments]) == 0
-    model = Fwd2BotModel.from_pretrained(out / "model")
-    picture = scenes.render(scenes.scene(0))
-    summary = model.compress([picture])
-    assert model.mode == "trained"
-    assert summary.tokens.shape == (1, 16, model.token_dim)
-    assert len(model.generate(summary.tokens, "how many objects are there?", max_new_tokens=3)) == 1
-    assert torch.isfinite(model.embed_text(["a red circle"]) @ summary.embedding.T).all()
-    control = tmp_path / "control"
-    assert pretrain.main(["--init", str(base / "model"), "--out", str(control), *arguments]) == 0
-    assert (control / "model" / "config.json").is_file()
-
-
-@pytest.mark.parametrize(("item", "said"), [("scenes", "no weight"), ("scenes=much", "'much'")])
-def test_a_mixture_without_numbers_is_refused(item: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stop:
-        pretrain.main(["--out", "x", "--steps", "1", "--mixture", item])
-    assert stop.value.code == 2
-    assert said in capsys.readouterr().err
+def test_a_batch_must_be_shared_out_evenly(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"train\.batch_size = 8 must be a multiple of the 3 processes"):
+        make(tmp_path, parts={"processes": Processes(size=3)})

@@ -1,249 +1,567 @@
-"""What one training step computes: a picture batch in, named losses out. The trainer adds them up and steps.
+"""What one training step computes: a micro-batch of pictures in, sums of losses and embeddings out. The trainer adds
+them up over micro-batches and processes, and steps.
 
-`PretrainObjective` teaches an ordinary LVLM (answers from all image tokens) and, on the side, makes its
-one-word-summary states comparable between pictures and texts. `CompressObjective` is Fwd2Bot's double pass.
+`DoublePass` is Fwd2Bot (arXiv 2503.21757) and, with another ``compressor``, two of its rivals; `SinglePass` is its
+ablation; `Lvlm` and `Words` teach a small LLaVA from scratch. All wrap a `Fwd2BotModel` and differ in what the text
+reads: see `Reading`.
 
-Shapes: B pictures, N image tokens, K summary tokens, D hidden size.
+Shapes: B pictures, N image tokens, K summary tokens, D hidden size, E embedding size, M hard negatives.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from torch import nn
 
+from fwd2bot_index.codec import get_codec
 from fwd2bot_index.config import CompressorConfig
-from fwd2bot_index.model import FirstPassBatch, Fwd2BotModel
+from fwd2bot_index.errors import InputError
+from fwd2bot_index.inputs import FirstPassBatch, InputMaker
+from fwd2bot_index.model import Fwd2BotModel
+from fwd2bot_index.types import Stage
 from fwd2bot_training import losses
-from fwd2bot_training.data import Example
-from fwd2bot_training.packing import Packed, pack, run_packed
+from fwd2bot_training.config import MethodConfig
+from fwd2bot_training.data import Example, Segment
+from fwd2bot_training.packing import MATCHING, Packed, Prefix, States, pack, run_packed
+from fwd2bot_training.rivals import Resampler
 from fwd2bot_training.small_llava import word_codes
 
-_STOP_WORDS = {
-    "a",
-    "an",
-    "the",
-    "of",
-    "in",
-    "on",
-    "at",
-    "to",
-    "with",
-    "and",
-    "is",
-    "are",
-    "his",
-    "her",
-    "its",
-    "by",
-    "for",
-    "from",
-}
-TRAINING_FREE = CompressorConfig.training_free("base")
+_STOP_WORDS = frozenset(("a an the of in on at to with and is are his her its by for from").split())  # noqa: SIM905
+_SUMMARY_OF_IMAGE = CompressorConfig.training_free("base").compress_prompt
+_TEMPERATURE = 0.07
+_RESAMPLER_LAYERS = 2
 
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """One collated batch; made in the loader's process."""
+    """One collated micro-batch; made in the loader's process."""
 
     step: int
     source: str
-    images: torch.Tensor
-    """[B, 3, H, W] uint8."""
+    size: int
+    first: FirstPassBatch
     packed: Packed
-    captions: list[str] | None
-    """One for each picture, or None: no contrastive loss in this batch."""
-    negatives: list[str]
-    """Hard negatives of the captions: any number, none without captions."""
-    regions: list[tuple[int, tuple[float, float, float, float], list[int]]]
+    counts: dict[str, float]
+    """Total weight of the items of each loss but the contrastive one."""
+    texts: tuple[torch.Tensor, torch.Tensor] | None
+    """Ids and mask [B + M, T]: one caption for each picture, then the hard negatives; None: no contrastive loss."""
+    regions: tuple[tuple[int, tuple[float, float, float, float], list[int]], ...] = ()
     """(row, box, token ids of the words) for the word loss."""
+
+    @property
+    def captions(self) -> bool:
+        """Whether it takes part in the contrastive loss."""
+        return self.texts is not None
+
+    def to(self, device: torch.device, *, non_blocking: bool = False) -> Batch:
+        texts = self.texts
+        if texts is not None:
+            texts = (texts[0].to(device, non_blocking=non_blocking), texts[1].to(device, non_blocking=non_blocking))
+        return replace(
+            self,
+            first=self.first.to(device, non_blocking=non_blocking),
+            packed=self.packed.to(device, non_blocking=non_blocking),
+            texts=texts,
+        )
 
 
 @dataclass(kw_only=True)
-class StepLosses:
-    total: torch.Tensor
-    parts: dict[str, float] = field(default_factory=dict)
-    """For the log: losses in nats and shares, by name."""
+class Outputs:
+    """What a forward leaves: sums, so that micro-batches and processes add up exactly."""
+
+    sums: dict[str, torch.Tensor] = field(default_factory=dict)
+    """Weighted sum of each loss in nats, with gradient; its weight is in ``Batch.counts``."""
+    images: torch.Tensor | None = None
+    """[B, E] unit length, with gradient."""
+    texts: torch.Tensor | None = None
+    """[B, E]."""
+    negatives: torch.Tensor | None = None
+    """[M, E]."""
+    shares: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """For the log: how many of how many."""
 
 
-def collate(
-    step: int, source: str, examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, *, probes: Sequence[str]
-) -> Batch:
-    captions = [e.caption for e in examples if e.caption is not None]
-    contrastive = len(captions) == len(examples)
-    return Batch(
-        step=step,
-        source=source,
-        images=torch.from_numpy(np.stack([e.image for e in examples])).permute(0, 3, 1, 2).contiguous(),
-        packed=pack([e.segments for e in examples], tokenizer, probes=probes if contrastive else ()),
-        captions=captions if contrastive else None,
-        negatives=[n for e in examples for n in e.negatives] if contrastive else [],
-        regions=[(i, r.box, _word_ids(tokenizer, r.text)) for i, e in enumerate(examples) for r in e.regions],
-    )
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """A picture as the text reads it."""
+
+    prefix: Prefix
+    stage: Stage | None
+    """The adapter under which the text is read."""
+    tokens: torch.Tensor | None = None
+    """[B, K, D]: the summary tokens (or all image tokens) that the prefix was made of; None: they are states of it."""
 
 
-def _word_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """As they stand inside a sentence: with the space before them."""
-    words = [w for w in re.findall(r"\w+", text) if w not in _STOP_WORDS]
-    return [i for w in words for i in tokenizer.encode(" " + w, add_special_tokens=False)]
+@dataclass(frozen=True, kw_only=True)
+class Answered:
+    """One answer of a validation batch."""
+
+    kind: str
+    right: bool
+    """Every token of it, the end included, is the likeliest one: greedy decoding would give it exactly."""
 
 
-def to_pixels(images: torch.Tensor) -> torch.Tensor:
-    """[B, 3, H, W] uint8 -> float in [-1, 1]: what the small LLaVA's image processor makes of a picture of its size."""
-    return images.float().div_(127.5).sub_(1.0)
+@dataclass(frozen=True, kw_only=True)
+class Collator:
+    """Examples to a `Batch`: all that needs a processor and no weights."""
+
+    inputs: InputMaker
+    end: int
+    weights: Mapping[str, float]
+    max_text_tokens: int
+    probes: tuple[str, ...]
+
+    def __call__(self, step: int, source: str, examples: Sequence[Example]) -> Batch:
+        contrastive = "contrastive" in self.weights and all(e.caption is not None for e in examples)
+        rows = [list(e.segments) for e in examples]
+        if not contrastive and not any(rows):
+            raise InputError(
+                f"A batch of {source!r} has neither an answer nor, for the contrastive loss, a caption each."
+            )
+        if "matching" in self.weights and contrastive:
+            for row, pairs in zip(rows, _matching_segments(examples), strict=True):
+                row += pairs
+        packed = pack(
+            rows,
+            self.inputs,
+            end=self.end,
+            max_tokens=self.max_text_tokens,
+            probes=self.probes if contrastive else (),
+        )
+        texts = None
+        if contrastive:
+            captions = [e.caption for e in examples if e.caption is not None]
+            texts = self.inputs.texts(captions + [n for e in examples for n in e.negatives])
+        regions = tuple((i, r.box, self._word_ids(r.text)) for i, e in enumerate(examples) for r in e.regions)
+        answered = packed.weights[~packed.matching].sum().item()
+        counts = {
+            "ar": answered,
+            "distillation": answered,
+            "matching": packed.weights[packed.matching].sum().item(),
+            "orthogonality": float(len(examples)),
+            "words": float(len(regions)),
+        }
+        return Batch(
+            step=step,
+            source=source,
+            size=len(examples),
+            first=self.inputs.images([e.image for e in examples]),
+            packed=packed,
+            counts={n: c for n, c in counts.items() if n in self.weights and c},
+            texts=texts,
+            regions=regions if "words" in self.weights else (),
+        )
+
+    def _word_ids(self, text: str) -> list[int]:
+        """As they stand inside a sentence: with the space before them."""
+        found = [w for w in re.findall(r"\w+", text) if w not in _STOP_WORDS]
+        encode = self.inputs.processor.tokenizer.encode
+        return [i for w in found for i in encode(" " + w, add_special_tokens=False)]
 
 
-def _answer_loss(
-    lm_head: torch.nn.Module, hidden: torch.Tensor, packed: Packed
-) -> tuple[torch.Tensor, dict[str, float]]:
-    """The AR loss over the labelled positions, and each kind's token accuracy for the log."""
-    logits = lm_head(hidden.flatten(0, 1)[packed.predict])
-    loss = losses.autoregressive(logits, packed.labels, packed.weights)
-    with torch.no_grad():
-        right = (logits.argmax(-1) == packed.labels).float()
-        parts = {f"acc/{kind}": float(right[packed.label_kind == i].mean()) for i, kind in enumerate(packed.kinds)}
-    return loss, {"ar": float(loss.detach()), **parts}
+def _matching_segments(examples: Sequence[Example]) -> list[list[Segment]]:
+    """A true and a false caption for each picture: a hard negative of its own, or another picture's caption."""
+    made = []
+    for i, e in enumerate(examples):
+        rest = [o.caption for o in (*examples[i + 1 :], *examples[:i]) if o.caption not in (None, e.caption)]
+        false = e.negatives[0] if e.negatives else rest[0] if rest else None
+        asked = [(e.caption, "yes"), (false, "no")]
+        made.append([Segment(prompt=matching_question(c), answer=a, kind=MATCHING) for c, a in asked if c])
+    return made
 
 
-def encode_texts(
-    language_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]
-) -> torch.Tensor:
-    """[B, D] unit length: last hidden state of each text behind the tokenizer's BOS. Right padding: causal attention
-    never sees it."""
-    rows = [[tokenizer.bos_token_id, *tokenizer.encode(t, add_special_tokens=False)] for t in texts]
-    lengths = torch.tensor([len(r) for r in rows])
-    width = int(lengths.max())
-    ids = torch.tensor([r + [tokenizer.pad_token_id] * (width - len(r)) for r in rows])
-    hidden = language_model(input_ids=ids, use_cache=False).last_hidden_state
-    return F.normalize(hidden[torch.arange(len(rows)), lengths - 1], dim=-1)
+def matching_question(caption: str) -> str:
+    return f"does this show {caption.rstrip('. ')}?"
 
 
-class PretrainObjective(torch.nn.Module):
-    """An ordinary LVLM: AR loss from all image tokens, plus InfoNCE between the one-word-summary states, plus the word
-    loss on the image tokens themselves, which teaches a vision part from scratch what words there are to see.
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What an objective needs beside its model and method."""
 
-    ``contrastive_weight`` and ``word_weight`` 0 turn these parts off. ``vision_only`` leaves the LLM out: the word loss
-    alone, for a warm-up at several times the speed.
+    seed: int = 0
+    """Of the prefix lengths."""
+    max_text_tokens: int = 1024
+    lr_factor: Callable[[str], float] = lambda _: 1.0
+    """Factor on the learning rate of a parameter, by its name in the objective."""
+
+
+class Objective(nn.Module):
+    """The shared part: answers behind a prefix, embeddings of pictures and texts."""
+
+    probes: tuple[str, ...] = ()
+
+    def __init__(self, model: Fwd2BotModel, method: MethodConfig, settings: Settings = Settings()) -> None:
+        super().__init__()
+        self.model = model
+        self.method = method
+        self.settings = settings
+        self.weights: dict[str, float] = {
+            name: weight
+            for name in ("ar", "matching", "distillation", "orthogonality", "contrastive")
+            if (weight := float(getattr(method, f"{name}_weight")))
+        }
+        self.end: int = model.processor.tokenizer.eos_token_id
+        if self.end is None:
+            raise InputError("The tokenizer of this base has no EOS token, so an answer could not end.")
+
+    @property
+    def logit_scale(self) -> nn.Parameter | None:
+        return self.model.logit_scale
+
+    def lr_factor(self, name: str) -> float:
+        return self.settings.lr_factor(name)
+
+    def collator(self) -> Collator:
+        return Collator(
+            inputs=self.model.inputs,
+            end=self.end,
+            weights=self.weights,
+            max_text_tokens=self.settings.max_text_tokens,
+            probes=self.probes,
+        )
+
+    def read(self, batch: Batch, *, num_tokens: int | None = None) -> Reading:
+        """The pictures as the text is to read them; ``num_tokens``: k' of the K summary tokens."""
+        raise NotImplementedError
+
+    def embed_images(self, reading: Reading, states: States | None, batch: Batch) -> torch.Tensor:
+        """[B, E] unit length; ``states`` are those of the packed text, where they were computed."""
+        return self.model.embed_tokens(self._tokens_of(reading, states))
+
+    def embed_texts(self, texts: Sequence[str]) -> torch.Tensor:
+        """[B, E] unit length."""
+        return self.model.encode_text(texts)
+
+    def forward(self, batch: Batch) -> Outputs:
+        outputs = Outputs()
+        reading = self.read(batch, num_tokens=self._drawn_length(batch.step))
+        states = self._run(reading, batch.packed) if self._reads_text(batch) else None
+        if states is not None:
+            self._answer_losses(states.text, batch, outputs)
+        self._picture_losses(reading, states, batch, outputs)
+        if batch.texts is not None:
+            outputs.images = self.embed_images(reading, states, batch)
+            texts = self.model.encode_text_ids(*batch.texts)
+            outputs.texts, outputs.negatives = texts[: batch.size], texts[batch.size :]
+        return outputs
+
+    def contrast(self, images: torch.Tensor, texts: torch.Tensor, negatives: torch.Tensor) -> torch.Tensor:
+        """[] InfoNCE over all embeddings of a step."""
+        assert self.logit_scale is not None
+        return losses.matryoshka_info_nce(images, texts, self.logit_scale, negatives, self.method.matryoshka)
+
+    @torch.no_grad()
+    def answered(self, batch: Batch, *, num_tokens: int | None = None) -> list[Answered]:
+        """Which answers of the batch greedy decoding would give exactly."""
+        states = self._run(self.read(batch, num_tokens=num_tokens), batch.packed)
+        right = self._logits(states.text, batch.packed).argmax(-1) == batch.packed.labels
+        wrong = set(batch.packed.answer[~right].tolist())
+        return [Answered(kind=kind, right=i not in wrong) for i, kind in enumerate(batch.packed.kinds)]
+
+    @torch.no_grad()
+    def answer(self, batch: Batch, prompt: str, *, max_new_tokens: int = 24) -> list[str]:
+        """Greedy answers [B] to one prompt. Without a cache, so that every kind of prefix is served: for a few samples,
+        not for a corpus."""
+        reading = self.read(batch)
+        tokenizer = self.model.processor.tokenizer
+        said: list[list[int]] = [[] for _ in range(batch.size)]
+        asked = list(self.model.inputs.prompt(prompt).after)
+        for _ in range(max_new_tokens):
+            ids = torch.tensor([asked + s for s in said], device=self.model.device)
+            packed = _unanswered(ids, asked=len(asked))
+            logits = self._head(self._run(reading, packed).text[:, -1])
+            for row, token in zip(said, logits.argmax(-1).tolist(), strict=True):
+                row.append(token)
+            if all(self.end in row for row in said):
+                break
+        cut = [row[: row.index(self.end)] if self.end in row else row for row in said]
+        return [str(tokenizer.decode(row, skip_special_tokens=True)).strip() for row in cut]
+
+    @torch.no_grad()
+    def embed(self, batch: Batch) -> torch.Tensor:
+        """[B, E] unit length: the pictures of a validation batch."""
+        reading = self.read(batch)
+        states = self._run(reading, batch.packed) if self._embeds_by_states else None
+        return self.embed_images(reading, states, batch)
+
+    _embeds_by_states = False
+    """Whether a picture's embedding is made of states of the packed run."""
+
+    def _reads_text(self, batch: Batch) -> bool:
+        return bool(batch.counts.keys() & {"ar", "matching", "distillation"}) or (
+            self._embeds_by_states and batch.captions
+        )
+
+    def _tokens_of(self, reading: Reading, states: States | None) -> torch.Tensor:
+        assert reading.tokens is not None
+        return reading.tokens
+
+    def _picture_losses(self, reading: Reading, states: States | None, batch: Batch, outputs: Outputs) -> None:
+        if "orthogonality" in batch.counts:
+            outputs.sums["orthogonality"] = losses.orthogonality(self._tokens_of(reading, states)).sum()
+
+    def _run(self, reading: Reading, packed: Packed) -> States:
+        with self.model.stage(reading.stage):
+            return run_packed(self.model.language_model, reading.prefix, packed, self.model.family)
+
+    def _head(self, hidden: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.model.base.get_output_embeddings()(hidden)
+        return logits
+
+    def _logits(self, hidden: torch.Tensor, packed: Packed) -> torch.Tensor:
+        """[L, V], of the labelled positions alone."""
+        return self._head(hidden.flatten(0, 1)[packed.predict])
+
+    def _answer_losses(self, hidden: torch.Tensor, batch: Batch, outputs: Outputs) -> None:
+        packed = batch.packed
+        if not len(packed.labels):
+            return
+        logits = self._logits(hidden, packed)
+        weighted = losses.autoregressive(logits, packed.labels) * packed.weights
+        matching = packed.matching
+        if "ar" in batch.counts:
+            outputs.sums["ar"] = weighted[~matching].sum()
+        if "matching" in batch.counts:
+            outputs.sums["matching"] = weighted[matching].sum()
+        if "distillation" in batch.counts:
+            divergence = losses.distillation(logits, self._teacher_logits(batch)) * packed.weights
+            outputs.sums["distillation"] = divergence[~matching].sum()
+        right = (logits.detach().argmax(-1) == packed.labels).float()
+        known = sorted(set(packed.kinds))
+        numbers = torch.tensor([known.index(k) for k in packed.kinds], device=right.device)[packed.answer]
+        sums = torch.zeros(len(known), device=right.device).index_add_(0, numbers, right).tolist()
+        counts = torch.bincount(numbers, minlength=len(known)).tolist()
+        outputs.shares = {f"acc/{k}": (s, float(c)) for k, s, c in zip(known, sums, counts, strict=True)}
+
+    def _teacher_logits(self, batch: Batch) -> torch.Tensor:
+        raise InputError(f"method.objective = {self.method.objective!r} has no teacher to learn from.")
+
+    def _drawn_length(self, step: int) -> int | None:
+        """k' of this step: the same on all processes and in all micro-batches."""
+        prefixes = self.method.prefixes
+        if not prefixes:
+            return None
+        return prefixes[int(np.random.default_rng([self.settings.seed, step]).integers(len(prefixes)))]
+
+    def _picture_rows(self, model: Fwd2BotModel, batch: Batch) -> tuple[torch.Tensor, int, int]:
+        """[B, T, D] rows of the first pass's prompt, and where its image tokens begin and end."""
+        before = len(model.inputs.prompt(model.config.compress_prompt).before)
+        count = int((batch.first.input_ids[0] == model.inputs.image_token).sum())
+        return model.embed_image_prompt(batch.first), before, before + count
+
+    def _behind_opening(self, tokens: torch.Tensor) -> Prefix:
+        """The chat format's opening, then ``tokens`` [B, K, D]."""
+        model = self.model
+        ids = torch.tensor(
+            model.inputs.prompt(model.config.compress_prompt).before, device=tokens.device, dtype=torch.long
+        )
+        opening = model.base.get_input_embeddings()(ids).to(tokens.dtype).expand(len(tokens), -1, -1)
+        return Prefix(embeds=torch.cat([opening, tokens], dim=1), first_token=len(ids))
+
+
+class DoublePass(Objective):
+    """AR loss after the second pass, symmetric InfoNCE with hard negatives after the first; gradients flow through the
+    summary tokens into the first pass.
+
+    Each step draws one prefix length k' for the second pass, so that the first k' of the stored tokens answer alone;
+    the embedding pools all K.
     """
 
-    probes = (TRAINING_FREE.compress_prompt,)
+    def __init__(self, model: Fwd2BotModel, method: MethodConfig, settings: Settings = Settings()) -> None:
+        super().__init__(model, method, settings)
+        if model.queries is None:
+            raise InputError("A training-free model has nothing to train; build it with a trained config.")
+        if method.compressor != "llm" or "distillation" in self.weights:
+            _need_plain_positions(model, "This compressor" if method.compressor != "llm" else "Distillation")
+        self.resampler: Resampler | None = None
+        if method.compressor == "resampler":
+            heads = model.base.config.get_text_config().num_attention_heads
+            scale = float(model.queries.detach().float().std())
+            self.resampler = Resampler(model.token_dim, heads=heads, layers=_RESAMPLER_LAYERS, scale=scale)
+        self._teacher: list[Fwd2BotModel] = []  # a list: neither its parameters nor its state are this module's
+        if "distillation" in self.weights:
+            trains = any(p.requires_grad for n, p in model.language_model.named_parameters() if "lora_" not in n)
+            self._teacher.append(_frozen_copy(model) if trains else model)  # a frozen LLM is its own teacher
 
-    def __init__(
-        self,
-        base: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        *,
-        contrastive_weight: float,
-        word_weight: float = 0.0,
-        vision_only: bool = False,
-    ) -> None:
-        super().__init__()
-        self.word_weight = word_weight
+    def read(self, batch: Batch, *, num_tokens: int | None = None) -> Reading:
+        tokens = self._tokens(batch, self.model.num_summary_tokens)
+        read = tokens
+        if num_tokens is not None and num_tokens < tokens.shape[1]:
+            pooled = self.method.compressor == "pooling"  # fewer cells are other cells, not a prefix
+            read = self._tokens(batch, num_tokens) if pooled else tokens[:, :num_tokens]
+        if self.method.storage_noise != "none" and self.training:
+            read = _as_stored(read, self.method.storage_noise)
+        return Reading(prefix=self._behind_opening(read), stage="generate", tokens=tokens)
+
+    def _tokens(self, batch: Batch, k: int) -> torch.Tensor:
+        model = self.model
+        if self.method.compressor == "llm":
+            return model.first_pass(batch.first, num_tokens=k)
+        rows, start, stop = self._picture_rows(model, batch)
+        if self.resampler is None:
+            return model.normalize_tokens(model.image_regions(rows, batch.first, k))
+        queries = model.query_rows(rows, batch.first, num_tokens=k)
+        return model.normalize_tokens(self.resampler(queries, rows[:, start:stop]))
+
+    @torch.no_grad()
+    def _teacher_logits(self, batch: Batch) -> torch.Tensor:
+        """[L, V]: what the base said of all image tokens before training (or says without its adapters)."""
+        teacher = self._teacher[0]
+        with teacher.stage(None):
+            rows, start, stop = self._picture_rows(teacher, batch)
+            prefix = Prefix(embeds=rows[:, :stop], first_token=start)
+            states = run_packed(teacher.language_model, prefix, batch.packed, teacher.family)
+            logits: torch.Tensor = teacher.base.get_output_embeddings()(states.text.flatten(0, 1)[batch.packed.predict])
+        return logits
+
+
+class SinglePass(Objective):
+    """One forward of ``[prompt][image tokens][K summary positions][text]`` in which the text sees the opening and the
+    summary positions only, through their keys and values in every layer (as VoCo-LLaMA does, arXiv 2406.12275). What
+    would have to be stored is K positions of every layer, so there is no checkpoint: it is the paper's ablation.
+    """
+
+    def __init__(self, model: Fwd2BotModel, method: MethodConfig, settings: Settings = Settings()) -> None:
+        super().__init__(model, method, settings)
+        _need_plain_positions(model, "The single pass")
+
+    _embeds_by_states = True
+
+    def read(self, batch: Batch, *, num_tokens: int | None = None) -> Reading:
+        rows, start, _ = self._picture_rows(self.model, batch)
+        queries = self.model.query_rows(rows, batch.first)
+        embeds = torch.cat([rows, queries], dim=1)
+        seen = rows.shape[1] + (num_tokens or queries.shape[1])
+        hidden = ((start, rows.shape[1]), (seen, embeds.shape[1]))
+        return Reading(prefix=Prefix(embeds=embeds, first_token=start, hidden=hidden), stage="compress")
+
+    def _tokens_of(self, reading: Reading, states: States | None) -> torch.Tensor:
+        assert states is not None
+        return self.model.normalize_tokens(states.prefix[:, -self.model.num_summary_tokens :])
+
+
+class Lvlm(Objective):
+    """An ordinary LVLM: answers from all image tokens, InfoNCE between one-word-summary states of pictures and texts
+    (E5-V's prompts), and the word loss on the image tokens, which teaches a vision part from scratch what there is to
+    see. Its model is a training-free one."""
+
+    probes: tuple[str, ...] = (_SUMMARY_OF_IMAGE,)
+
+    def __init__(self, model: Fwd2BotModel, method: MethodConfig, settings: Settings = Settings()) -> None:
+        super().__init__(model, method, settings)
+        _need_plain_positions(model, f"method.objective = {method.objective!r}")
+        self.log_scale = nn.Parameter(torch.tensor(math.log(1 / _TEMPERATURE), device=model.device))
         self.word_codes: torch.Tensor
-        embeddings = base.get_input_embeddings().weight
-        self.register_buffer("word_codes", word_codes(*embeddings.shape), persistent=False)
-        self.vision_only = vision_only
-        self.base = base
-        self.tokenizer = tokenizer
-        self.contrastive_weight = contrastive_weight
-        self.logit_scale = torch.nn.Parameter(torch.tensor(float(np.log(1 / 0.07))))
+        embeddings = model.base.get_input_embeddings().weight
+        codes = word_codes(*embeddings.shape) if method.word_weight else torch.zeros(0)
+        self.register_buffer("word_codes", codes.to(model.device), persistent=False)
+        if method.word_weight:
+            self.weights["words"] = method.word_weight
 
-    def forward(self, batch: Batch) -> StepLosses:
-        model = self.base.model
-        features = torch.stack(list(model.get_image_features(to_pixels(batch.images)).pooler_output))
-        if self.vision_only:
-            word_loss = self._word_loss(features, batch)
-            return StepLosses(total=word_loss, parts={"words": float(word_loss.detach())})
-        hidden = run_packed(model.language_model, wrap(model.language_model, self.tokenizer, features), batch.packed)
-        total, parts = _answer_loss(self.base.lm_head, hidden, batch.packed)
-        if self.word_weight and batch.regions:
-            word_loss = self._word_loss(features, batch)
-            total = total + self.word_weight * word_loss
-            parts["words"] = float(word_loss.detach())
-        if batch.captions is not None and self.contrastive_weight:
-            images = F.normalize(hidden[torch.arange(len(hidden)), batch.packed.last[:, 0]], dim=-1)
-            prompts = [TRAINING_FREE.text_prompt.format(text=c) + "\n" for c in batch.captions]
-            texts = encode_texts(model.language_model, self.tokenizer, prompts)
-            contrast = losses.info_nce(images, texts, self.logit_scale)
-            total = total + self.contrastive_weight * contrast
-            parts["nce"] = float(contrast.detach())
-        return StepLosses(total=total, parts=parts)
+    @property
+    def logit_scale(self) -> nn.Parameter | None:
+        return self.log_scale
+
+    _embeds_by_states = True
+
+    def read(self, batch: Batch, *, num_tokens: int | None = None) -> Reading:
+        rows, start, stop = self._picture_rows(self.model, batch)
+        prefix = Prefix(embeds=rows[:, :stop], first_token=start)
+        return Reading(prefix=prefix, stage=None, tokens=rows[:, start:stop])
+
+    def embed_images(self, reading: Reading, states: States | None, batch: Batch) -> torch.Tensor:
+        assert states is not None
+        last = batch.packed.last[:, 0]
+        return F.normalize(states.text[torch.arange(len(last), device=last.device), last].float(), dim=-1)
+
+    def _picture_losses(self, reading: Reading, states: States | None, batch: Batch, outputs: Outputs) -> None:
+        if batch.regions:
+            outputs.sums["words"] = self._word_loss(self._tokens_of(reading, states), batch)
 
     def _word_loss(self, features: torch.Tensor, batch: Batch) -> torch.Tensor:
-        """``features``: [B, N, D] with N a square grid."""
+        """[] summed over the regions; ``features``: [B, N, D] with N a square grid."""
         side = math.isqrt(features.shape[1])
-        centres = (torch.arange(side) + 0.5) / side
-        rows, targets = [], torch.zeros(len(batch.regions), len(self.word_codes))
+        centres = (torch.arange(side, device=features.device) + 0.5) / side
+        targets = torch.zeros(len(batch.regions), len(self.word_codes), device=features.device)
+        rows = []
         for i, (row, (left, top, right, bottom), ids) in enumerate(batch.regions):
             half = 0.5 / side  # a cell belongs to a box that reaches into it
             across = (centres > left - half) & (centres < right + half)
             down = (centres > top - half) & (centres < bottom + half)
             rows.append(features[row][(down[:, None] & across).flatten()].mean(0))
-            targets[i].index_add_(0, torch.tensor(ids), torch.full((len(ids),), 1 / len(ids)))
-        return losses.words(torch.stack(rows), self.word_codes, targets)
+            said = torch.tensor(ids, device=features.device)
+            targets[i].index_add_(0, said, torch.full((len(ids),), 1 / max(len(ids), 1), device=features.device))
+        return losses.words(torch.stack(rows), self.word_codes, targets).sum()
 
 
-def wrap(language_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tokens: torch.Tensor) -> torch.Tensor:
-    """[B, 1+K+1, D]: ``<bos>{tokens}\\n``, the beginning of the small LLaVA's chat format."""
-    ids = torch.tensor([tokenizer.bos_token_id, *tokenizer.encode("\n", add_special_tokens=False)])
-    around = language_model.get_input_embeddings()(ids)[:, None, None].expand(-1, len(tokens), 1, -1)
-    return torch.cat([around[0], tokens, around[1]], dim=1)
-
-
-class CompressObjective(torch.nn.Module):
-    """The double pass: AR loss after the second pass, symmetric InfoNCE with hard negatives after the first (arXiv
-    2503.21757).
-
-    Each step draws one prefix length k' from ``prefixes`` for the second pass, so that the first k' of the stored
-    tokens answer alone; the embedding pools all K. Gradients flow through the summary tokens into the first pass.
-    """
+class Words(Lvlm):
+    """The vision part alone, by the word loss: a warm-up at several times the speed of the whole LVLM."""
 
     probes = ()
 
-    def __init__(self, model: Fwd2BotModel, *, contrastive_weight: float, prefixes: Sequence[int], seed: int) -> None:
-        super().__init__()
-        if not prefixes or not all(1 <= k <= model.num_summary_tokens for k in prefixes):
-            raise ValueError(f"prefixes must be between 1 and {model.num_summary_tokens}: {prefixes}")
-        self.model = model
-        self.tokenizer = model.processor.tokenizer
-        self.contrastive_weight = contrastive_weight
-        if model.logit_scale is None:
-            raise ValueError("a training-free model has nothing to train; build it with a trained config")
-        self.logit_scale = model.logit_scale
-        self.prefixes = tuple(prefixes)
-        self.seed = seed
-        self._layout = model.prepare_images([Image.new("RGB", (64, 64))])
+    def __init__(self, model: Fwd2BotModel, method: MethodConfig, settings: Settings = Settings()) -> None:
+        super().__init__(model, method, settings)
+        self.weights = {"words": method.word_weight}
 
-    def forward(self, batch: Batch) -> StepLosses:
-        model = self.model
-        tokens = model.first_pass(self._first_pass_batch(batch.images))
-        k = self.prefixes[int(np.random.default_rng([self.seed, batch.step]).integers(len(self.prefixes)))]
-        language_model = model.base.model.language_model
-        with model.stage("generate"):
-            prefix = wrap(language_model, self.tokenizer, tokens[:, :k])
-            hidden = run_packed(language_model, prefix, batch.packed)
-        total, parts = _answer_loss(model.base.lm_head, hidden, batch.packed)
-        if batch.captions is not None and self.contrastive_weight:
-            texts = model.encode_text(batch.captions + batch.negatives)
-            texts, negatives = texts[: len(tokens)], texts[len(tokens) :]
-            contrast = losses.info_nce(model.embed_tokens(tokens), texts, self.logit_scale, negatives)
-            total = total + self.contrastive_weight * contrast
-            parts["nce"] = float(contrast.detach())
-        return StepLosses(total=total, parts=parts)
+    def _reads_text(self, batch: Batch) -> bool:
+        return False
 
-    def _first_pass_batch(self, images: torch.Tensor) -> FirstPassBatch:
-        """What ``prepare_images`` makes of pictures that have the model's size, without its per-picture work."""
-        one = self._layout
-        return FirstPassBatch(
-            pixels={"pixel_values": to_pixels(images)},
-            input_ids=one.input_ids.expand(len(images), -1),
-            attention_mask=one.attention_mask.expand(len(images), -1),
-            grids=one.grids * len(images),
+
+def make_objective(model: Fwd2BotModel, method: MethodConfig, settings: Settings = Settings()) -> Objective:
+    kinds: dict[str, type[Objective]] = {
+        "double-pass": DoublePass,
+        "single-pass": SinglePass,
+        "lvlm": Lvlm,
+        "words": Words,
+    }
+    return kinds[method.objective](model, method, settings)
+
+
+def _need_plain_positions(model: Fwd2BotModel, what: str) -> None:
+    if model.family.mrope or model.family.token_types == "suffix":
+        raise InputError(
+            f"{what} needs a base whose image tokens stand in one causal row; {model.family.model_type} is not."
         )
+
+
+def _frozen_copy(model: Fwd2BotModel) -> Fwd2BotModel:
+    """The model as it is now, without its adapters' influence, out of reach of the optimiser."""
+    copied = copy.deepcopy(model)
+    copied.requires_grad_(False)
+    return copied.eval()
+
+
+def _as_stored(tokens: torch.Tensor, codec_name: str) -> torch.Tensor:
+    """[B, K, D] after the storage codec; the gradient passes straight through."""
+    codec = get_codec(codec_name)
+    _, k, d = tokens.shape
+    plain = tokens.detach().float().cpu().numpy()
+    decoded = torch.from_numpy(codec.decode(codec.encode(plain), k=k, d=d)).to(tokens)
+    return tokens + (decoded - tokens).detach()
+
+
+def _unanswered(ids: torch.Tensor, *, asked: int) -> Packed:
+    """One segment [B, T] in each row, of which nothing is labelled."""
+    columns = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+    none = torch.zeros(0, dtype=torch.long, device=ids.device)
+    return Packed(
+        ids=ids,
+        segment=torch.ones_like(ids),
+        offset=columns,
+        asked=columns < asked,
+        picture=torch.arange(len(ids), device=ids.device),
+        predict=none,
+        labels=none,
+        weights=none.float(),
+        answer=none,
+        kinds=(),
+        last=torch.zeros(len(ids), 0, dtype=torch.long, device=ids.device),
+    )

@@ -1,139 +1,214 @@
-"""Several prompts about one picture in one row: they share its tokens and do not see each other.
+"""Several questions about one picture in one row: they share its tokens and do not see each other.
 
 ``[prefix][segment 1][segment 2]...``: a segment attends to the prefix and, causally, to itself, and its positions go on
 from the end of the prefix. So each segment's logits equal those of a run of its own, while the prefix, which is most of
-the cost, is computed once. Correct for LLMs with plain causal attention and one-dimensional positions (Llama, Qwen2 and
-the like).
+the cost, is computed once. Families whose prompt is read in both directions together with the picture (PaliGemma)
+cannot share a prefix: there every segment has a row of its own.
 
-Shapes: B rows, P prefix, T packed text, L labelled positions of the whole batch.
+Shapes: B pictures, R rows, P prefix, T packed text, L labelled positions of the whole batch, S segments.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from fwd2bot_index.errors import InputError
+from fwd2bot_index.families import Family
+from fwd2bot_index.inputs import InputMaker
+from fwd2bot_index.prompts import completion_ids
 from fwd2bot_training.data import Segment
+
+MATCHING = "matching"
+"""Kind of the segments that belong to the matching loss."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Packed:
-    """A batch of rows, padded on the right."""
+    """A micro-batch of rows, padded on the right."""
 
     ids: torch.Tensor
-    """[B, T] token ids."""
+    """[R, T] token ids."""
     segment: torch.Tensor
-    """[B, T] number of the segment from 1; 0 is padding."""
+    """[R, T] number of the segment from 1; 0 is padding."""
     offset: torch.Tensor
-    """[B, T] place in the segment from 0."""
+    """[R, T] place in the segment from 0."""
+    asked: torch.Tensor
+    """[R, T] whether the token belongs to a prompt, not to an answer."""
+    picture: torch.Tensor
+    """[R] the picture that a row is about."""
     predict: torch.Tensor
     """[L] flat places (row * T + column) whose *next* token is an answer's."""
     labels: torch.Tensor
     """[L] those tokens."""
     weights: torch.Tensor
     """[L] one over the square root of the answer's length: between every answer and every token counting alike."""
+    answer: torch.Tensor
+    """[L] number of the segment, over the whole batch, that a label belongs to."""
     kinds: tuple[str, ...]
-    """What each label belongs to, for the log: kinds[label_kind[i]]."""
-    label_kind: torch.Tensor
+    """[S] what each segment is, for the log."""
     last: torch.Tensor
-    """[B, n] column of the last token of each row's trailing ``probes``; n is 0 without probes."""
+    """[R, n] column of the last token of each row's trailing ``probes``; n is 0 without probes."""
+
+    def to(self, device: torch.device, *, non_blocking: bool = False) -> Packed:
+        tensors = {f.name: v for f in fields(self) if isinstance(v := getattr(self, f.name), torch.Tensor)}
+        moved: dict[str, Any] = {n: t.to(device, non_blocking=non_blocking) for n, t in tensors.items()}
+        return replace(self, **moved)
+
+    @property
+    def matching(self) -> torch.Tensor:
+        """[L] whether a label belongs to the matching loss."""
+        of_segment = torch.tensor([k == MATCHING for k in self.kinds], dtype=torch.bool, device=self.labels.device)
+        return of_segment[self.answer]
 
 
 def pack(
-    rows: Sequence[Sequence[Segment]], tokenizer: PreTrainedTokenizerBase, *, probes: Sequence[str] = ()
+    rows: Sequence[Sequence[Segment]],
+    inputs: InputMaker,
+    *,
+    end: int,
+    max_tokens: int,
+    probes: Sequence[str] = (),
 ) -> Packed:
-    """Tokenise and pack. Each segment is ``{prompt}\\n{answer}<eos>``; each probe is a prompt without an answer that
-    goes behind every row, for its last hidden state.
+    """Tokenise and pack the segments of each picture, in the model's own chat format.
 
+    Args:
+        end: id of the token that ends an answer.
+        max_tokens: of a prompt with its answer; a longer answer is cut (and then does not end).
+        probes: prompts without an answer that go behind every row, for their last hidden states.
     Raises:
-        ValueError: a batch without a single answer.
+        InputError: an empty answer, or a prompt that leaves no room for one.
     """
-    newline = tokenizer.encode("\n", add_special_tokens=False)
-    eos = tokenizer.eos_token_id
-    kinds: dict[str, int] = {}
-    packed: list[tuple[list[int], list[int], list[int]]] = []
+    alone = inputs.family.token_types == "suffix"
+    whole = [(i, [s]) for i, row in enumerate(rows) for s in row] if alone else list(enumerate(rows))
+    kinds: list[str] = []
+    packed: list[dict[str, list[int]]] = []
     predict: list[tuple[int, int]] = []
     labels: list[int] = []
     weights: list[float] = []
-    label_kind: list[int] = []
+    answers: list[int] = []
     last: list[list[int]] = []
-    for r, row in enumerate(rows):
-        ids: list[int] = []
-        segment: list[int] = []
-        offset: list[int] = []
-        texts = [(s.prompt, s.answer, s.kind) for s in row] + [(p, None, "") for p in probes]
+    for r, (_, segments) in enumerate(whole):
+        columns: dict[str, list[int]] = {"ids": [], "segment": [], "offset": [], "asked": []}
         last.append([])
+        texts = [(s.prompt, s.answer, s.kind) for s in segments] + [(p, None, "") for p in probes]
         for n, (prompt, answer, kind) in enumerate(texts, start=1):
-            start = len(ids)
-            ids += tokenizer.encode(prompt, add_special_tokens=False) + newline
+            start = len(columns["ids"])
+            ids = list(inputs.prompt(prompt).after)
+            asked = len(ids)
             if answer is None:
-                last[-1].append(len(ids) - 1)
+                last[-1].append(start + asked - 1)
             else:
-                answered = [*tokenizer.encode(answer, add_special_tokens=False), eos]
-                predict += [(r, len(ids) - 1 + i) for i in range(len(answered))]
+                if asked >= max_tokens:
+                    raise InputError(
+                        f"The prompt {prompt[:60]!r} has {asked} tokens, which leaves no room for an answer in "
+                        f"data.max_text_tokens = {max_tokens}."
+                    )
+                answered = [*_answer_ids(inputs.processor, prompt, answer), end][: max_tokens - asked]
+                predict += [(r, start + asked - 1 + i) for i in range(len(answered))]
                 labels += answered
                 weights += [len(answered) ** -0.5] * len(answered)
-                label_kind += [kinds.setdefault(kind, len(kinds))] * len(answered)
+                answers += [len(kinds)] * len(answered)
+                kinds.append(kind)
                 ids += answered
-            segment += [n] * (len(ids) - start)
-            offset += range(len(ids) - start)
-        packed.append((ids, segment, offset))
-    if not labels:
-        raise ValueError("nothing to answer in this batch")
-    width = max(len(ids) for ids, _, _ in packed)
+            columns["ids"] += ids
+            columns["segment"] += [n] * len(ids)
+            columns["offset"] += range(len(ids))
+            columns["asked"] += [1] * asked + [0] * (len(ids) - asked)
+        packed.append(columns)
+    width = max(len(columns["ids"]) for columns in packed)
 
-    def padded(column: int, fill: int) -> torch.Tensor:
-        return torch.tensor([list(p[column]) + [fill] * (width - len(p[0])) for p in packed])
+    def padded(name: str, fill: int) -> torch.Tensor:
+        return torch.tensor([c[name] + [fill] * (width - len(c[name])) for c in packed], dtype=torch.long)
 
     return Packed(
-        ids=padded(0, tokenizer.pad_token_id),
-        segment=padded(1, 0),
-        offset=padded(2, 0),
-        predict=torch.tensor([r * width + c for r, c in predict]),
-        labels=torch.tensor(labels),
+        ids=padded("ids", inputs.padding),
+        segment=padded("segment", 0),
+        offset=padded("offset", 0),
+        asked=padded("asked", 0).bool(),
+        picture=torch.tensor([i for i, _ in whole]),
+        predict=torch.tensor([r * width + c for r, c in predict], dtype=torch.long),
+        labels=torch.tensor(labels, dtype=torch.long),
         weights=torch.tensor(weights),
+        answer=torch.tensor(answers, dtype=torch.long),
         kinds=tuple(kinds),
-        label_kind=torch.tensor(label_kind),
-        last=torch.tensor(last, dtype=torch.long).reshape(len(rows), len(probes)),
+        last=torch.tensor(last, dtype=torch.long).reshape(len(whole), len(probes)),
     )
 
 
-def packed_mask(segment: torch.Tensor, prefix: int, dtype: torch.dtype) -> torch.Tensor:
-    """[B, 1, P+T, P+T] additive mask: 0 where a query may look, the lowest number elsewhere.
+def _answer_ids(processor: Any, prompt: str, answer: str) -> list[int]:
+    try:
+        return completion_ids(processor, answer)
+    except InputError as e:
+        raise InputError(f"The answer {answer!r} to {prompt[:60]!r} has no tokens, so it teaches nothing.") from e
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prefix:
+    """What stands before the text: the picture in some form."""
+
+    embeds: torch.Tensor
+    """[B, P, D]."""
+    first_token: int
+    """Column of the first picture token; those up to P are picture tokens as well."""
+    hidden: tuple[tuple[int, int], ...] = ()
+    """Ranges of columns (from, to) that the text does not see."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class States:
+    """Last hidden states of a packed run."""
+
+    prefix: torch.Tensor
+    """[R, P, D]."""
+    text: torch.Tensor
+    """[R, T, D]."""
+
+
+def packed_mask(packed: Packed, prefix: Prefix, family: Family, dtype: torch.dtype) -> torch.Tensor:
+    """[R, 1, P+T, P+T] additive mask: 0 where a query may look, the lowest number elsewhere.
 
     Padding looks at the prefix like any text, so that no row of the softmax is empty.
     """
-    batch, text = segment.shape
-    whole = torch.cat([torch.zeros(batch, prefix, dtype=segment.dtype, device=segment.device), segment], dim=1)
-    total = prefix + text
-    causal = torch.ones(total, total, dtype=torch.bool, device=segment.device).tril()
-    to_prefix = torch.arange(total, device=segment.device) < prefix
-    same = whole[:, :, None] == whole[:, None, :]
-    allowed = causal & (same | to_prefix)
-    return torch.zeros(allowed.shape, dtype=dtype, device=segment.device).masked_fill_(
-        ~allowed, torch.finfo(dtype).min
-    )[:, None]
+    rows, text = packed.segment.shape
+    length, device = prefix.embeds.shape[1], packed.segment.device
+    total = length + text
+    before = torch.zeros(rows, length, dtype=packed.segment.dtype, device=device)
+    segment = torch.cat([before, packed.segment], dim=1)
+    column = torch.arange(total, device=device)
+    in_prefix = column < length
+    allowed = (column[:, None] >= column) & ((segment[:, :, None] == segment[:, None, :]) | in_prefix)
+    match family.token_types:
+        case "image":
+            token = in_prefix & (column >= prefix.first_token)
+            allowed = allowed | (token[:, None] & token)
+        case "suffix":
+            asked = torch.cat([before == 0, packed.asked], dim=1)
+            allowed = allowed | (asked[:, :, None] & asked[:, None, :])
+    for start, stop in prefix.hidden:
+        allowed = allowed & ~(~in_prefix[:, None] & (column >= start) & (column < stop))
+    mask = torch.zeros(allowed.shape, dtype=dtype, device=device)
+    return mask.masked_fill_(~allowed, torch.finfo(dtype).min)[:, None]
 
 
-def run_packed(language_model: PreTrainedModel, prefix: torch.Tensor, packed: Packed) -> torch.Tensor:
-    """Hidden states of the packed text behind a prefix.
+def run_packed(language_model: Any, prefix: Prefix, packed: Packed, family: Family) -> States:
+    """Run the packed text behind the prefix of its picture.
 
     Args:
         language_model: takes ``inputs_embeds``, a 4-D ``attention_mask`` and ``position_ids``.
-        prefix: [B, P, D] input embeddings: the picture's tokens and what surrounds them.
-    Returns:
-        [B, T, D] last-layer states.
     """
-    length = prefix.shape[1]
-    embeds = torch.cat([prefix, language_model.get_input_embeddings()(packed.ids)], dim=1)
-    first = torch.arange(length, device=prefix.device).expand(len(prefix), length)
+    embeds = prefix.embeds if len(packed.ids) == len(prefix.embeds) else prefix.embeds[packed.picture]
+    length = embeds.shape[1]
+    text = language_model.get_input_embeddings()(packed.ids).to(embeds.dtype)
+    first = torch.arange(length, device=embeds.device).expand(len(embeds), length)
     out = language_model(
-        inputs_embeds=embeds,
-        attention_mask=packed_mask(packed.segment, length, prefix.dtype),
-        position_ids=torch.cat([first, packed.offset + length], dim=1),
+        inputs_embeds=torch.cat([embeds, text], dim=1),
+        attention_mask=packed_mask(packed, prefix, family, embeds.dtype),
+        position_ids=torch.cat([first, packed.offset + length], dim=1) + family.first_position,
         use_cache=False,
     )
-    return out.last_hidden_state[:, length:]
+    hidden: torch.Tensor = out.last_hidden_state
+    return States(prefix=hidden[:, :length], text=hidden[:, length:])

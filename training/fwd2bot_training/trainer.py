@@ -1,291 +1,301 @@
-"""The loop: batches in, optimiser steps out; a progress line, a log, checkpoints that a killed run resumes from.
+"""The loop: batches in, optimiser steps out; states that a killed run resumes from; the checkpoint at the end.
 
 Notable choices:
-- batch ``step`` is a pure function of the seed (`data.Mixture`), so a checkpoint is weights + moments + step;
-- checkpoints are safetensors in a folder that is renamed into place: a kill leaves the last whole one;
-- warm-up, constant, linear decay to zero over the last part: a run can be lengthened or shortened when it is resumed,
-  as long as its decay has not begun;
-- hidden matrices may be stepped by Muon (Jordan et al. 2024), everything else by AdamW: fewer steps for a model from
-  scratch (training/LOG.md);
-- with ``bfloat16`` the forward runs under autocast; weights, gradients and moments stay float32;
-- a loss that is not finite stops the run before the optimiser step, and names the batch.
+- batch ``step`` is a pure function of the seed (`data.Mixture`), drawn and collated in the loader's processes;
+- before each step the processes tell one another what came up (a bad row, Ctrl-C, time to save) and all do the same:
+  none of them is left waiting for one that has gone;
+- the first Ctrl-C or SIGTERM ends the run after the step at hand, with a state; another Ctrl-C at once, without.
 """
 
 from __future__ import annotations
 
-import json
-import math
 import os
-import shutil
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from types import FrameType
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader, Dataset
 
 from fwd2bot_index.errors import Fwd2BotError, InputError
-from fwd2bot_training.data import Mixture
-from fwd2bot_training.objectives import Batch, CompressObjective, PretrainObjective, StepLosses, collate
+from fwd2bot_training import states
+from fwd2bot_training.config import TrainConfig
+from fwd2bot_training.distributed import Parallel, Processes
+from fwd2bot_training.stepping import Stepper, TrainingDivergedError, lr_at
+
+if TYPE_CHECKING:
+    from fwd2bot_training.data import Mixture
+    from fwd2bot_training.objectives import Batch, Objective
+
+_CHECK_GRADIENTS_AFTER = 50
+_ONE_CTRL_C = 1.0
+"""Seconds within which two are one."""
 
 
-class TrainingDivergedError(Fwd2BotError):
-    """The loss or a gradient is not finite; the weights are those before the step."""
+class Watch(Protocol):
+    """Whoever looks on. Only the first process's is told."""
+
+    def step(
+        self,
+        step: int,
+        source: str,
+        losses: dict[str, float],
+        shares: dict[str, tuple[float, float]],
+        *,
+        lr: float,
+        size: int,
+    ) -> None:
+        """After ``step`` steps (the first is 1): the losses, means over all processes, of the last one's ``size``
+        pictures."""
+
+    def close(self) -> None: ...
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    steps: int
-    lr: float = 1e-3
-    warmup: int = 100
-    decay: float = 0.3
-    """Share of the steps, at the end, over which the learning rate falls to zero."""
-    weight_decay: float = 0.05
-    clip: float = 1.0
-    optimizer: Literal["adamw", "muon"] = "muon"
-    """What steps the matrices of the layers; everything else is AdamW's."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """bfloat16 is twice as fast on a CPU with avx512_bf16 or AMX, and a hundred times slower on one without."""
-    save_minutes: float = 5.0
-    log_every: int = 20
-    loader_workers: int = 1
-    """Processes that draw and collate batches; 0: the training process itself."""
+@dataclass(frozen=True)
+class _Note:
+    """What one process has to say before a step."""
 
-    def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise InputError(f"--steps must be at least 1, not {self.steps}.")
-        if self.loader_workers < 0:
-            raise InputError(f"--loader-workers must not be negative, but is {self.loader_workers}.")
-        if not 0 <= self.decay <= 1:
-            raise InputError(f"--decay must be between 0 and 1, not {self.decay}.")
-
-    def lr_at(self, step: int) -> float:
-        """Learning rate of ``step``, counted from 0."""
-        rising = (step + 1) / max(self.warmup, 1)
-        falling = (self.steps - step) / max(self.decay * self.steps, 1)
-        return self.lr * min(1.0, rising, falling)
+    error: Fwd2BotError | None
+    stop: bool
+    save: bool
 
 
-class _Batches(Dataset[Batch]):
-    """Collates in the loader's process; the index is the step."""
+class _Batches(Dataset[Any]):
+    """One process's micro-batches; the index is the step. An error is handed over, not raised: a loader would wrap its
+    one sentence in a traceback."""
 
-    def __init__(self, mixture: Mixture, tokenizer: Any, probes: tuple[str, ...]) -> None:
-        self.mixture, self.tokenizer, self.probes = mixture, tokenizer, probes
+    def __init__(
+        self,
+        mixture: Mixture,
+        collate: Callable[..., Batch],
+        processes: Processes,
+        micro_batch_size: int,
+    ) -> None:
+        self.mixture, self.collate, self.micro_batch_size = mixture, collate, micro_batch_size
+        self.rank, self.world = processes.rank, processes.size
 
-    def __getitem__(self, step: int) -> Batch:
-        source, examples = self.mixture.batch(step)
-        return collate(step, source, examples, self.tokenizer, probes=self.probes)
+    def __getitem__(self, step: int) -> list[Batch] | Fwd2BotError:
+        try:
+            source, examples = self.mixture.batch(step, rank=self.rank, world=self.world)
+            size = self.micro_batch_size or len(examples)
+            return [self.collate(step, source, examples[i : i + size]) for i in range(0, len(examples), size)]
+        except Fwd2BotError as e:
+            return e
 
 
 class Trainer:
     """Runs an objective over a mixture.
 
     Args:
-        objective: its trainable parameters are those with ``requires_grad``; nothing else moves.
-        folder: takes ``log.jsonl``, ``state/`` (to resume from) and whatever ``export`` writes.
-        export: called with the objective at the end, to write the model in its own format.
-        group_lr: factor on the learning rate of a parameter, by name; 1 where it says nothing.
+        objective: its trainable parameters are those with ``requires_grad``; nothing else moves. On the device of
+            ``processes`` already (see `Parallel`).
+        folder: takes ``state-<step>/``.
+        export: called at the end in the first process, to write the model in its own format.
+        validate: called with the number of steps done, in every process, every ``every`` steps (0: not in between) and
+            at the end. The objective is in eval mode then.
+        workers: processes that draw and collate; 0: this one.
+
+    Raises:
+        InputError: the batch size cannot be shared out.
     """
 
     def __init__(
         self,
-        objective: PretrainObjective | CompressObjective,
+        objective: Objective,
         mixture: Mixture,
-        config: TrainConfig,
+        train: TrainConfig,
         folder: Path,
         *,
         export: Callable[[], None],
-        group_lr: Callable[[str], float] = lambda _: 1.0,
+        watch: Watch,
+        validate: Callable[[int], None] | None = None,
+        every: int = 0,
+        workers: int = 0,
+        processes: Processes | None = None,
     ) -> None:
-        self.objective, self.mixture, self.config, self.folder, self.export = objective, mixture, config, folder, export
-        self.named = {n: p for n, p in objective.named_parameters() if p.requires_grad}
-        self.optimizers = _make_optimizers(self.named, config, group_lr)
+        self.mixture, self.train, self.folder, self.export, self.watch = mixture, train, folder, export, watch
+        self.validate, self.every, self.workers = validate, every, workers
+        self.processes = processes or Processes()
+        if train.batch_size % self.processes.size:
+            raise InputError(
+                f"train.batch_size = {train.batch_size} must be a multiple of the {self.processes.size} processes."
+            )
+        # asked before wrapping, which may replace parameters
+        self._collate = objective.collator()
+        self.parallel = Parallel(objective, self.processes, train.sharding)
+        self.stepper = Stepper(self.parallel, train)
         self.step = 0
-
-    # --- checkpoints
-
-    def save(self) -> None:
-        """Weights, moments and step, atomically: the old state is replaced by a rename."""
-        fresh = self.folder / "state.new"
-        shutil.rmtree(fresh, ignore_errors=True)
-        fresh.mkdir(parents=True)
-        save_file({n: p.detach().contiguous() for n, p in self.named.items()}, fresh / "weights.safetensors")
-        moments = {
-            f"{key}/{n}": moment
-            for n, p in self.named.items()
-            for optimizer in self.optimizers
-            if p in optimizer.state
-            for key, moment in optimizer.state[p].items()
-        }
-        save_file({n: t.contiguous() for n, t in moments.items()}, fresh / "moments.safetensors")
-        progress = {"step": self.step, "seed": self.mixture.seed, "config": asdict(self.config)}
-        (fresh / "progress.json").write_text(json.dumps(progress))
-        old, state = self.folder / "state.old", self.folder / "state"
-        shutil.rmtree(old, ignore_errors=True)
-        if state.exists():
-            os.replace(state, old)
-        os.replace(fresh, state)
-        shutil.rmtree(old, ignore_errors=True)
+        """Steps done."""
+        self._without_gradient = set(self.stepper.named)
+        self._saved: int | None = None
 
     def resume(self) -> bool:
-        """Continue from ``state/`` where there is one (or from ``state.old``, if a kill fell between two renames)."""
-        state = next((s for s in (self.folder / "state", self.folder / "state.old") if s.exists()), None)
-        if state is None:
-            return False
-        progress = json.loads((state / "progress.json").read_text())
-        if progress["seed"] != self.mixture.seed:
-            raise InputError(f"{state} was trained with --seed {progress['seed']}, not {self.mixture.seed}.")
-        if (before := progress["config"]["optimizer"]) != self.config.optimizer:
-            raise InputError(f"{state} was trained with --optimizer {before}, not {self.config.optimizer}.")
-        weights = load_file(state / "weights.safetensors")
-        if set(weights) != set(self.named):
-            raise InputError(f"{state} holds other parameters than this recipe trains; use another --out folder.")
-        moments = load_file(state / "moments.safetensors")
-        with torch.no_grad():
-            for n, p in self.named.items():
-                p.copy_(weights[n])
-        names = {p: n for n, p in self.named.items()}
-        for optimizer in self.optimizers:
-            for p in (p for group in optimizer.param_groups for p in group["params"]):
-                found = {k: moments[key] for k in _MOMENTS[type(optimizer)] if (key := f"{k}/{names[p]}") in moments}
-                if found:  # a parameter that has had no gradient yet has no moments
-                    optimizer.state[p] = found
-        self.step = progress["step"]
-        return True
-
-    # --- the loop
-
-    def run(self) -> None:
-        """Train to ``config.steps``, then export. Ctrl-C and SIGTERM save and leave by KeyboardInterrupt."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.objective.train()
-        # A scheduler's SIGTERM, and a Ctrl-C that nohup would have ignored, save as well.
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.default_int_handler)
-        saved = time.monotonic()
-        line = _ProgressLine(self.config.steps, self.mixture.batch_size)
-        try:
-            for batch in self._batches():
-                losses = self.train_step(batch)
-                line.update(self.step, batch.source, losses.parts)
-                if self.step % self.config.log_every == 0:
-                    with (self.folder / "log.jsonl").open("a") as log:
-                        log.write(json.dumps({"step": self.step, **line.averages()}) + "\n")
-                if time.monotonic() - saved > 60 * self.config.save_minutes:
-                    self.save()
-                    saved = time.monotonic()
-        finally:
-            line.close()
-            self.save()
-        self.export()
-
-    def _batches(self) -> Iterator[Batch]:
-        steps = range(self.step, self.config.steps)
-        data = _Batches(self.mixture, self.objective.tokenizer, self.objective.probes)
-        if self.config.loader_workers:
-            # not forked: neither torch's threads nor lance survive that
-            several: dict[str, Any] = {"multiprocessing_context": "spawn", "prefetch_factor": 4}
-        else:
-            several = {}
-        loader = DataLoader(
-            data,
-            batch_size=None,
-            sampler=steps,
-            num_workers=self.config.loader_workers,
-            **several,
-        )
-        yield from loader
-
-    def train_step(self, batch: Batch) -> StepLosses:
-        """One optimiser step.
+        """Continue from the newest state that can be read, if there is one.
 
         Raises:
-            TrainingDivergedError: the loss or the gradient is not finite; nothing was changed.
+            InputError: it is a state of another run.
         """
-        for group in (g for optimizer in self.optimizers for g in optimizer.param_groups):
-            group["lr"] = self.config.lr_at(self.step) * group["factor"]
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.config.precision == "bfloat16"):
-            losses: StepLosses = self.objective(batch)
-        self.objective.zero_grad(set_to_none=True)
-        losses.total.backward()
-        loss = losses.total.item()
-        norm = torch.nn.utils.clip_grad_norm_(self.named.values(), self.config.clip).item()
-        if not math.isfinite(loss) or not math.isfinite(norm):
-            raise TrainingDivergedError(
-                f"Step {self.step}, a batch of {batch.source!r}: the loss is {loss}, the gradient's "
-                f"norm {norm}. Nothing was updated; lower --lr, or look at the batch (seed {self.mixture.seed})."
-            )
-        for optimizer in self.optimizers:
-            optimizer.step()
+        step = states.resume(self.folder, self.stepper)
+        if step is None:
+            return False
+        self.step = self._saved = step
+        return True
+
+    def save(self) -> None:
+        """Write a state, unless this step's is there."""
+        if self._saved != self.step:
+            states.save(self.folder, self.step, self.stepper)
+            self._saved = self.step
+
+    def run(self) -> None:
+        """Train to ``train.steps``, validate, export.
+
+        Raises:
+            KeyboardInterrupt: Ctrl-C or SIGTERM; a state is saved.
+            TrainingDivergedError: a loss is not finite; the state before the step is saved.
+            InputError: a row that cannot be used (a state is saved), or too little memory.
+        """
+        self.parallel.objective.train()
+        try:
+            with _Signals() as signals:
+                self._train(signals)
+            self._validate()
+            self.parallel.gather_whole()
+            if self.processes.rank == 0:
+                self.export()
+        finally:
+            if self.processes.rank == 0:
+                self.watch.close()
+
+    def check_gradients(self) -> list[str]:
+        """Names of the trainable parameters that had no gradient in any step of this process yet."""
+        return sorted(self._without_gradient)
+
+    def _train(self, signals: _Signals) -> None:
+        first, saved = self.step, time.monotonic()
+        batches = self._batches()
+        while True:
+            drawn = next(batches, None)
+            error = drawn if isinstance(drawn, Fwd2BotError) else None
+            overdue = time.monotonic() - saved > 60 * self.train.save_minutes
+            notes = self.processes.gather(_Note(error=error, stop=signals.asked, save=overdue))
+            if found := next((n.error for n in notes if n.error), None):
+                self.save()
+                raise found
+            if any(n.stop for n in notes):
+                self.save()
+                raise KeyboardInterrupt
+            if drawn is None:
+                break
+            if notes[0].save:  # the first process's clock is everyone's
+                self.save()
+                saved = time.monotonic()
+            assert not isinstance(drawn, Fwd2BotError)
+            self._step(drawn)
+            if self.step - first == _CHECK_GRADIENTS_AFTER:
+                self._warn_of_idle_parameters()
+            if self.every and self.step % self.every == 0 and self.step < self.train.steps:
+                self._validate()
+        self.save()
+
+    def _step(self, batches: list[Batch]) -> None:
+        try:
+            done = self.stepper.step(self.step, batches)
+        except TrainingDivergedError:
+            self.save()
+            raise
+        except RuntimeError as e:
+            if not _out_of_memory(e):
+                raise
+            raise InputError(self._too_large(batches, str(e).splitlines()[0])) from e
+        if self._without_gradient:
+            self._without_gradient -= {n for n, p in self.stepper.named.items() if p.grad is not None}
+        lr = lr_at(self.train, self.step)
         self.step += 1
-        return losses
+        if self.processes.rank == 0:
+            self.watch.step(self.step, done.source, done.losses, done.shares, lr=lr, size=done.size)
+
+    def _batches(self) -> Iterator[list[Batch] | Fwd2BotError]:
+        # Not forked: neither torch's threads nor lance survive that. A Ctrl-C reaches the loader's processes too, and
+        # must not take away the batches of the step at hand.
+        several: dict[str, Any] = {
+            "multiprocessing_context": "spawn",
+            "prefetch_factor": 4,
+            "worker_init_fn": _ignore_signals,
+        }
+        yield from DataLoader(
+            _Batches(self.mixture, self._collate, self.processes, self.train.micro_batch_size),
+            batch_size=None,
+            sampler=range(self.step, self.train.steps),
+            num_workers=self.workers,
+            pin_memory=self.processes.device.type == "cuda",
+            **(several if self.workers else {}),
+        )
+
+    def _validate(self) -> None:
+        if self.validate is not None:
+            with self.parallel.evaluating():
+                self.validate(self.step)
+
+    def _warn_of_idle_parameters(self) -> None:
+        if (names := self.check_gradients()) and self.processes.rank == 0:
+            more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+            print(
+                f"warning: no gradient in {_CHECK_GRADIENTS_AFTER} steps for {', '.join(names[:8])}{more}: nothing "
+                "trains them.",
+                file=sys.stderr,
+            )
+
+    def _too_large(self, batches: list[Batch], said: str) -> str:
+        largest = max(b.size for b in batches)
+        lower = [f"train.micro_batch_size to {largest // 2}"] if largest > 1 else []
+        raises = [] if self.train.gradient_checkpointing else ["train.gradient_checkpointing = true"]
+        told = "; then ".join(
+            [*(f"lower {x}" for x in lower), *(f"set {x}" for x in (*raises, "model.quantize = '4bit'"))]
+        )
+        return f"Step {self.step + 1} needs more memory than there is: {told}. ({said})"
 
 
-_MOMENTS: dict[type[torch.optim.Optimizer], tuple[str, ...]] = {
-    torch.optim.AdamW: ("step", "exp_avg", "exp_avg_sq"),
-    torch.optim.Muon: ("momentum_buffer",),
-}
+class _Signals:
+    """Inside, Ctrl-C and SIGTERM are noted, for the loop to act on between two steps."""
 
+    def __init__(self) -> None:
+        self._first: float | None = None
 
-def _make_optimizers(
-    named: dict[str, torch.nn.Parameter], config: TrainConfig, group_lr: Callable[[str], float]
-) -> list[torch.optim.Optimizer]:
-    """One AdamW, and one Muon where the config says so. Muon's steps are scaled to AdamW's size, so one learning rate
-    serves both."""
-    groups: dict[tuple[bool, float, bool], list[torch.nn.Parameter]] = {}
-    for name, p in named.items():
-        hidden = p.ndim == 2 and ".layers." in name and "lora_" not in name
-        groups.setdefault((hidden and config.optimizer == "muon", group_lr(name), p.ndim > 1), []).append(p)
+    @property
+    def asked(self) -> bool:
+        return self._first is not None
 
-    def of(muon: bool) -> list[dict[str, Any]]:
-        return [
-            {"params": ps, "factor": factor, "weight_decay": config.weight_decay if matrix else 0.0}
-            for (by_muon, factor, matrix), ps in groups.items()
-            if by_muon == muon
-        ]
+    def __enter__(self) -> _Signals:
+        # a Ctrl-C that nohup would have ignored is heard as well
+        self._before = {n: signal.signal(n, self._note) for n in (signal.SIGINT, signal.SIGTERM)}
+        return self
 
-    optimizers: list[torch.optim.Optimizer] = [
-        torch.optim.AdamW(of(False), lr=config.lr, betas=(0.9, 0.98), fused=True)
-    ]
-    if hidden_matrices := of(True):
-        optimizers.append(torch.optim.Muon(hidden_matrices, lr=config.lr, adjust_lr_fn="match_rms_adamw"))
-    return optimizers
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
-
-class _ProgressLine:
-    """One line on stderr, rewritten on a terminal, printed now and then elsewhere."""
-
-    def __init__(self, steps: int, batch_size: int) -> None:
-        self.steps, self.batch_size = steps, batch_size
-        self.start = self.shown = time.monotonic()
-        self.first: int | None = None
-        self.means: dict[str, float] = {}
-
-    def update(self, step: int, source: str, parts: dict[str, float]) -> None:
-        if self.first is None:
-            self.first = step - 1
-        for name, value in parts.items():
-            key = f"{name}/{source}" if name in ("ar", "nce", "words") else name
-            self.means[key] = 0.95 * self.means.get(key, value) + 0.05 * value
+    def _note(self, number: int, _: FrameType | None) -> None:
         now = time.monotonic()
-        live = sys.stderr.isatty()
-        if now - self.shown < (0.5 if live else 30) and step < self.steps:
+        if self._first is not None:
+            # torchrun hands on the Ctrl-C that the terminal may have sent already: that one is not impatience
+            if number == signal.SIGINT and now - self._first > _ONE_CTRL_C:
+                raise KeyboardInterrupt
             return
-        self.shown = now
-        rate = (step - self.first) / (now - self.start)
-        left = (self.steps - step) / rate
-        shown = " ".join(f"{k} {v:.2f}" for k, v in sorted(self.means.items()))
-        text = f"{step}/{self.steps} {rate * self.batch_size:.0f} images/s, {left / 60:.0f} min left; {shown}"
-        print(f"\r\x1b[K{text[:200]}" if live else text, end="" if live else "\n", file=sys.stderr, flush=True)
+        self._first = now
+        os.write(2, b"\nStopping after this step; Ctrl-C stops at once, and loses what is not saved.\n")
 
-    def averages(self) -> dict[str, float]:
-        return {k: round(v, 4) for k, v in sorted(self.means.items())}
 
-    def close(self) -> None:
-        if sys.stderr.isatty():
-            print(file=sys.stderr)
+def _ignore_signals(_: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def _out_of_memory(e: RuntimeError) -> bool:
+    """On a CPU torch has no class of its own for it."""
+    return isinstance(e, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(e)

@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import tiny_models
+
+from fwd2bot_training import ablations
+from fwd2bot_training.runner import leaves_checkpoint
+
+
+@pytest.mark.parametrize("name", ablations.VARIANTS)
+def test_every_variant_is_a_run_with_one_change(name: str) -> None:
+    run = ablations.run_of(name, base=Path("somewhere"), seed=3)
+    reference = ablations.run_of("reference", base=Path("somewhere"), seed=3)
+    assert run.train == reference.train
+    assert run.data.sources == reference.data.sources
+    assert (run == reference) == (name == "reference")
+    assert max(ablations.VARIANTS[name].lengths) == run.model.num_tokens
+
+
+def test_the_rivals_and_the_paper_are_covered() -> None:
+    groups = {v.group for v in ablations.VARIANTS.values()}
+    assert groups >= {"losses", "passes", "adapters", "compressors", "queries", "k", "extras"}
+    runs = {n: ablations.run_of(n, base=Path("x"), seed=0) for n in ablations.VARIANTS}
+    assert {r.method.compressor for r in runs.values()} == {"llm", "pooling", "resampler"}
+    assert {r.model.adapters for r in runs.values()} == {"stage", "shared", "none"}
+    assert any(not leaves_checkpoint(r) for r in runs.values())
+
+
+@pytest.mark.slow
+def test_a_variant_is_trained_scored_and_not_trained_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base, processor = tiny_models.build("llava")
+    base.save_pretrained(tmp_path / "base")
+    processor.save_pretrained(tmp_path / "base")
+    (tmp_path / "flickr8k").mkdir()
+    file = io.BytesIO()
+    tiny_models.pictures(1)[0].save(file, "PNG")
+    row = {"image": {"bytes": file.getvalue(), "path": None}, "captions": ["a dog", "a cat"]}
+    pq.write_table(pa.Table.from_pylist([row] * 3), tmp_path / "flickr8k/val.parquet")
+    sources = "data.sources=[{name='scenes', kind='scenes'}]"
+    arguments = ["--base", str(tmp_path / "base"), "--data", str(tmp_path), "--out", str(tmp_path / "out")]
+    arguments += ["--scenes", "6", "--only", "reference", "Matryoshka 24, 48, 96"]
+    arguments += [
+        "--set",
+        sources,
+        "train.steps=1",
+        "train.batch_size=2",
+        "train.precision='float32'",
+        "data.workers=0",
+    ]
+    assert ablations.main(arguments) == 0
+    table = capsys.readouterr().out
+    assert table.count("\n") == 4
+    scores = json.loads((tmp_path / "out/Matryoshka-24--48--96-0/scores.json").read_text())
+    assert set(scores["negatives"]) == {"whole", "24", "48", "96"}
+    assert set(scores["answers"]) == {"16", "8", "4"}
+    marks = [p.stat().st_mtime_ns for p in (tmp_path / "out").glob("*/scores.json")]
+    assert ablations.main(arguments) == 0
+    assert [p.stat().st_mtime_ns for p in (tmp_path / "out").glob("*/scores.json")] == marks
+    assert capsys.readouterr().out == table
+
+
+def test_the_mean_is_over_question_types() -> None:
+    cells = {"color": {"right": 1, "count": 2}, "count": {"right": 0, "count": 9}, "describe": {"right": 9, "count": 9}}
+    assert ablations.type_mean(cells) == pytest.approx(0.25)

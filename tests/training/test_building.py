@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_models
+import torch
+from transformers.utils import logging
+
+from fwd2bot_index.errors import ModelError
+from fwd2bot_index.model import Fwd2BotModel
+from fwd2bot_training.building import build_model, lr_factors, part_of
+from fwd2bot_training.config import RunConfig, parse_recipe
+from fwd2bot_training.objectives import make_objective
+
+SCENES = {"data": {"sources": [{"name": "scenes", "kind": "scenes"}]}}
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> Any:
+    logging.disable_progress_bar()
+    yield
+    logging.enable_progress_bar()
+
+
+def saved(folder: Path, family: str = "llava") -> Path:
+    base, processor = tiny_models.build(family)
+    base.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+def run_of(base: Path, **tables: dict[str, Any]) -> RunConfig:
+    model = {"base": str(base), "rank": 2, "num_tokens": 4, "attention": "eager", **tables.pop("model", {})}
+    return parse_recipe({**SCENES, "model": model, **tables}, name="test").phases[0]
+
+
+def build(run: RunConfig, folder: Path) -> Fwd2BotModel:
+    return build_model(run, texts=lambda: (), folder=folder)
+
+
+@pytest.mark.parametrize("family", tiny_models.FAMILIES)
+def test_exactly_what_is_named_trains(family: str, tmp_path: Path) -> None:
+    base = saved(tmp_path / "base", family)
+    for named in ("lr_language_model", "lr_projector", "lr_vision"):
+        factors = {"lr_language_model": 0.0, "lr_projector": 0.0, "lr_vision": 0.0, named: 0.5}
+        model = build(run_of(base, model=factors), tmp_path)
+        trains = {n for n, p in model.base.named_parameters() if p.requires_grad and "lora_" not in n}
+        part = named.removeprefix("lr_")
+        assert trains == {n for n, p in model.base.named_parameters() if part_of(n) == part and "lora_" not in n}
+        assert trains or (named, family) == ("lr_projector", "none")
+        assert all(p.requires_grad for n, p in model.named_parameters() if "lora_" in n or not n.startswith("base."))
+
+
+def test_learning_rates_follow_the_parts(tmp_path: Path) -> None:
+    run = run_of(saved(tmp_path / "base"), model={"lr_language_model": 0.0, "lr_projector": 0.1, "lr_vision": 0.01})
+    model = build(run, tmp_path)
+    factor = lr_factors(model, run.model)
+    objective = make_objective(model, run.method)
+    found = {factor(n) for n, p in objective.named_parameters() if p.requires_grad}
+    assert found == {0.1, 0.01, 1.0}
+    assert {factor(n) for n, _ in objective.named_parameters() if "lora_" in n or "queries" in n} == {1.0}
+
+
+def test_half_precision_is_for_frozen_weights_alone(tmp_path: Path) -> None:
+    tables = {"model": {"dtype": "bfloat16"}, "train": {"precision": "bfloat16"}}
+    model = build(run_of(saved(tmp_path / "base"), **tables), tmp_path)
+    dtypes = {(p.requires_grad, p.dtype) for p in model.parameters()}
+    assert dtypes == {(True, torch.float32), (False, torch.bfloat16)}
+
+
+def test_a_frozen_base_is_named_and_a_trained_one_copied(tmp_path: Path) -> None:
+    base = saved(tmp_path / "base")
+    frozen = build(run_of(base, model={"lr_projector": 0.0}), tmp_path)
+    assert frozen.config.base_model == str(base)
+    frozen.save_pretrained(tmp_path / "frozen")
+    assert not (tmp_path / "frozen/base").exists()
+    assert Fwd2BotModel.from_pretrained(tmp_path / "frozen", device="cpu").num_summary_tokens == 4
+    assert build(run_of(base), tmp_path).config.base_model == "base"
+
+
+def test_a_checkpoint_is_trained_further_if_it_fits(tmp_path: Path) -> None:
+    run = run_of(saved(tmp_path / "base"))
+    first = build(run, tmp_path)
+    with torch.no_grad():
+        for p in first.parameters():
+            p.add_(0.01)
+    first.save_pretrained(tmp_path / "checkpoint")
+    again = build(run_of(tmp_path / "checkpoint"), tmp_path)
+    for (name, p), (_, q) in zip(first.named_parameters(), again.named_parameters(), strict=True):
+        assert torch.equal(p, q), name
+        assert p.requires_grad == q.requires_grad, name
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"num_tokens": 8}, "num_summary_tokens is 4, not 8"),
+        ({"adapters": "shared"}, "adapters is 'stage', not 'shared'"),
+        ({"queries": "constant"}, "queries is 'region', not 'constant'"),
+        ({"embedding_dim": 7}, "embedding_dim is None, not 7"),
+        ({"rank": 4}, "have rank 2, not 4"),
+    ],
+)
+def test_a_checkpoint_of_other_settings_is_refused(settings: dict[str, Any], said: str, tmp_path: Path) -> None:
+    build(run_of(saved(tmp_path / "base")), tmp_path).save_pretrained(tmp_path / "checkpoint")
+    with pytest.raises(ModelError) as error:
+        build(run_of(tmp_path / "checkpoint", model=settings), tmp_path)
+    assert said in str(error.value)
+
+
+def test_a_double_pass_is_no_plain_lvlm(tmp_path: Path) -> None:
+    build(run_of(saved(tmp_path / "base")), tmp_path).save_pretrained(tmp_path / "checkpoint")
+    lvlm = {"method": {"objective": "lvlm"}, "model": {"adapters": "none", "lr_language_model": 1.0}}
+    with pytest.raises(ModelError, match="needs a plain LVLM"):
+        build(run_of(tmp_path / "checkpoint", **lvlm), tmp_path)
+
+
+def test_a_missing_base_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="nowhere"):
+        build(run_of(tmp_path / "nowhere"), tmp_path)
+
+
+def test_the_small_llava_keeps_its_tokenizer(tmp_path: Path) -> None:
+    """A resumed run must read the same tokens, whatever texts there are by then."""
+    tables = {
+        "model": {"base": "small-llava", "adapters": "none", "lr_language_model": 1.0},
+        "method": {"objective": "lvlm"},
+    }
+    run = run_of(tmp_path, **tables)
+    texts: list[Callable[[], list[str]]] = [lambda: ["a red circle"] * 9, lambda: ["quite other words"] * 9]
+    vocabularies = [build_model(run, texts=t, folder=tmp_path).processor.tokenizer.get_vocab() for t in texts]
+    assert vocabularies[0] == vocabularies[1]
+    assert "circle" in "".join(vocabularies[0])
