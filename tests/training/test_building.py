@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tiny_models
 import torch
@@ -13,6 +14,7 @@ from fwd2bot_index.errors import ModelError
 from fwd2bot_index.model import Fwd2BotModel
 from fwd2bot_training.building import build_model, lr_factors, part_of
 from fwd2bot_training.config import RunConfig, parse_recipe
+from fwd2bot_training.data import SceneSource
 from fwd2bot_training.objectives import make_objective
 
 SCENES = {"data": {"sources": [{"name": "scenes", "kind": "scenes"}]}}
@@ -69,6 +71,36 @@ def test_half_precision_is_for_frozen_weights_alone(tmp_path: Path) -> None:
     model = build(run_of(saved(tmp_path / "base"), **tables), tmp_path)
     dtypes = {(p.requires_grad, p.dtype) for p in model.parameters()}
     assert dtypes == {(True, torch.float32), (False, torch.bfloat16)}
+
+
+@pytest.mark.parametrize("quantize", ["8bit", "4bit"])
+@pytest.mark.filterwarnings("ignore")  # bitsandbytes tells of its casts
+def test_a_quantised_base_trains_both_adapters(quantize: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("bitsandbytes", reason="needs the [train] extra")
+    usual = tiny_models.text_settings
+    sizes = {"intermediate_size": 64, "num_key_value_heads": 4}  # whole blocks of its 4-bit kernel
+    monkeypatch.setattr(tiny_models, "text_settings", lambda v, **more: usual(v, **{**sizes, **more}))
+    base = saved(tmp_path / "base")
+    settings = {"quantize": quantize, "lr_projector": 0.0, "dtype": "bfloat16"}
+    run = run_of(base, model=settings, train={"precision": "bfloat16"})
+    model = build(run, tmp_path)
+    kinds = {type(m).__name__ for n, m in model.base.named_modules() if "base_layer" in n}
+    assert kinds == {"Linear8bitLt" if quantize == "8bit" else "Linear4bit"}
+    outside = [m for n, m in model.base.named_modules() if part_of(n) != "language_model"]
+    assert not any("bit" in type(m).__name__ for m in outside), "the vision part stays as it is"
+
+    objective = make_objective(model, run.method)
+    examples = [SceneSource(size=32).example(i, np.random.default_rng(i), step=0) for i in range(2)]
+    batch = objective.collator()(0, "scenes", examples)
+    with torch.autocast("cpu", torch.bfloat16):
+        outputs = objective(batch)
+    assert outputs.images is not None
+    (outputs.sums["ar"] + outputs.images.sum()).backward()
+    trained = [n for n, p in objective.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0]
+    for stage in ("compress", "generate"):
+        assert sum(f".{stage}." in n and "lora_B" in n for n in trained) == 14
+    model.save_pretrained(tmp_path / "out", dtype=torch.bfloat16)
+    assert Fwd2BotModel.from_pretrained(tmp_path / "out", device="cpu").config.base_model == str(base)
 
 
 def test_a_frozen_base_is_named_and_a_trained_one_copied(tmp_path: Path) -> None:

@@ -18,6 +18,9 @@ from fwd2bot_training import small_llava
 from fwd2bot_training.config import SMALL_LLAVA, ModelConfig, RunConfig
 
 Part = Literal["language_model", "projector", "vision"]
+# Names that the supported families give to what is not their LLM.
+_PROJECTORS = ("multi_modal_projector", "connector", "merger", "image_newline")
+_ENCODERS = ("vision_tower", "vision_model", "visual")
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -77,9 +80,9 @@ def lr_factors(model: Fwd2BotModel, settings: ModelConfig) -> Callable[[str], fl
 
 def part_of(name: str) -> Part:
     """Which part of a base its parameter ``name`` belongs to; the output layer goes with the LLM."""
-    if any(word in name for word in ("projector", "connector", "merger", "image_newline")):
+    if any(word in name for word in _PROJECTORS):
         return "projector"
-    return "vision" if any(word in name for word in ("vision", "visual")) else "language_model"
+    return "vision" if any(word in name for word in _ENCODERS) else "language_model"
 
 
 def _choose_what_trains(model: Fwd2BotModel, settings: ModelConfig) -> None:
@@ -159,10 +162,13 @@ def _quantization(settings: ModelConfig) -> Any:
         return None
     from transformers import BitsAndBytesConfig
 
+    # the vision part and the output layer are a small share of the bytes, and suffer most
+    plain = ["lm_head", *(f".*{name}" for name in (*_ENCODERS, *_PROJECTORS))]
     if settings.quantize == "8bit":
-        return BitsAndBytesConfig(load_in_8bit=True)
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=plain)
     return BitsAndBytesConfig(
         load_in_4bit=True,
+        llm_int8_skip_modules=plain,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=_DTYPES[settings.dtype],

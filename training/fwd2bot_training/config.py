@@ -91,8 +91,8 @@ class ModelConfig:
         _at_least(1, **{"model.rank": self.rank})
         if not 0 <= self.dropout < 1:
             raise InputError(f"model.dropout must be in [0, 1), not {self.dropout}.")
-        if self.quantize != "none" and any(getattr(self, n) for n in ("lr_language_model", "lr_vision")):
-            raise InputError(f"model.quantize = {self.quantize!r} freezes the base: set its lr_ factors to 0.")
+        if self.quantize != "none" and (trained := [n for n in _LR_FACTORS if getattr(self, n)]):
+            raise InputError(f"model.quantize = {self.quantize!r} freezes the base: set model.{trained[0]} to 0.")
 
 
 _LR_FACTORS = ("lr_language_model", "lr_projector", "lr_vision")

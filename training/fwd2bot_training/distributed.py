@@ -262,7 +262,7 @@ class _Shards:
 
     @contextmanager
     def whole_root(self) -> Iterator[None]:
-        """What lies in no layer is gathered only by the objective's own forward, and would stay stale after it."""
+        """What lies in no layer is otherwise whole only in the objective's own forward."""
         assert isinstance(self.root, FSDPModule)
         self.root.unshard()
         yield
