@@ -6,7 +6,7 @@ Shapes: B batch, T positions.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -36,15 +36,16 @@ class FirstPassBatch:
     grids: list[Grid]
     """Rows and columns of each picture's image tokens."""
 
-    def to(self, device: torch.device, *, non_blocking: bool = False) -> FirstPassBatch:
-        def moved(tensor: torch.Tensor) -> torch.Tensor:
-            return tensor.to(device, non_blocking=non_blocking)
+    def to(self, device: torch.device) -> FirstPassBatch:
+        return self.moved(lambda tensor: tensor.to(device))
 
+    def moved(self, move: Callable[[torch.Tensor], torch.Tensor]) -> FirstPassBatch:
+        """The same with every tensor moved."""
         return replace(
             self,
-            pixels={n: moved(t) for n, t in self.pixels.items()},
-            input_ids=moved(self.input_ids),
-            attention_mask=moved(self.attention_mask),
+            pixels={n: move(t) for n, t in self.pixels.items()},
+            input_ids=move(self.input_ids),
+            attention_mask=move(self.attention_mask),
         )
 
 

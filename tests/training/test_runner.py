@@ -136,7 +136,7 @@ def toy_recipe(tmp_path: Path, **method: Any) -> dict[str, Any]:
         "model": {"base": str(saved(tmp_path / "base", "llava")), "rank": 2, "num_tokens": 4, "dropout": 0.1},
         "method": {"prefixes": [2, 4], **method},
         "data": {"sources": [{"name": "scenes", "kind": "scenes", "size": 32}], "workers": 0, "max_segments": 2},
-        "train": {"steps": 12, "batch_size": 4, "micro_batch_size": 2, "log_every": 1, "save_minutes": 0.002},
+        "train": {"steps": 12, "batch_size": 4, "micro_batch_size": 2, "log_every": 5, "save_minutes": 0.002},
     }
 
 
@@ -195,7 +195,7 @@ def test_two_processes_train_as_one(sharding: str, tmp_path: Path) -> None:
     tables = toy_recipe(tmp_path, prefixes=[4])
     tables["model"]["dropout"] = 0.0
     tables["model"]["lr_language_model"] = 1.0
-    tables["train"] |= {"steps": 4, "sharding": sharding, "optimizer": "adamw", "save_minutes": 10.0}
+    tables["train"] |= {"steps": 4, "sharding": sharding, "optimizer": "adamw", "save_minutes": 10.0, "log_every": 1}
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -129,7 +129,7 @@ def test_a_second_ctrl_c_does_not_wait(tmp_path: Path) -> None:
     reached: list[int] = []
 
     class Slow(ToyObjective):
-        def forward(self, batch: Batch) -> Outputs:
+        def forward(self, batch: Batch, *, embeddings_only: bool = False) -> Outputs:
             if batch.step == 2:
                 os.kill(os.getpid(), signal.SIGINT)
                 os.kill(os.getpid(), signal.SIGINT)
@@ -173,7 +173,7 @@ def test_a_diverged_run_keeps_the_state_before_the_step(tmp_path: Path) -> None:
 
 def test_too_little_memory_names_what_to_lower(tmp_path: Path) -> None:
     class Hungry(ToyObjective):
-        def forward(self, batch: Batch) -> Outputs:
+        def forward(self, batch: Batch, *, embeddings_only: bool = False) -> Outputs:
             torch.empty(2**50)
             return super().forward(batch)
 
@@ -192,7 +192,7 @@ def test_too_little_memory_names_what_to_lower(tmp_path: Path) -> None:
 
 def test_another_error_is_not_taken_for_little_memory(tmp_path: Path) -> None:
     class Broken(ToyObjective):
-        def forward(self, batch: Batch) -> Outputs:
+        def forward(self, batch: Batch, *, embeddings_only: bool = False) -> Outputs:
             raise RuntimeError("shapes do not match")
 
     with pytest.raises(RuntimeError, match=r"^shapes do not match$"):

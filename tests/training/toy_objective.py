@@ -143,13 +143,15 @@ class ToyObjective(nn.Module):
             x = layer(x)
         return x
 
-    def forward(self, batch: Batch) -> Outputs:
+    def forward(self, batch: Batch, *, embeddings_only: bool = False) -> Outputs:
         tokens = self.run(batch.pictures)
+        outputs = Outputs({})
         answers = self.run(tokens)
         errors = (answers - batch.targets).square().sum(-1)
-        outputs = Outputs({"ar": (batch.weights * errors).sum()})
-        if len(batch.rare):
-            outputs.sums["rare"] = (tokens[batch.rare] @ self.rare).square().sum()
+        if not embeddings_only:
+            outputs.sums["ar"] = (batch.weights * errors).sum()
+            if len(batch.rare):
+                outputs.sums["rare"] = (tokens[batch.rare] @ self.rare).square().sum()
         if batch.texts is not None and batch.negatives is not None:
             outputs.images = F.normalize(self.head(tokens[batch.captioned]), dim=-1)
             outputs.texts = F.normalize(self.head(self.run(batch.texts)), dim=-1)
@@ -201,6 +203,12 @@ class Log:
     path: Path
     delay: float = 0.0
     on_step: Callable[[int], None] = lambda _: None
+
+    def start(self, step: int, pending: dict[str, Any] | None = None) -> None:
+        assert (pending or {}).get("lines", step) == step, "the state's own"
+
+    def pending(self) -> dict[str, Any]:
+        return {"lines": read_log(self.path)[-1]["step"]} if self.path.exists() else {}
 
     def step(self, step: int, source: str, losses: dict[str, float], shares: Any, *, lr: float, size: int) -> None:
         with self.path.open("a") as file:

@@ -82,6 +82,8 @@ _WORDS = "one two three four five six seven eight nine ten eleven twelve".split(
 class Plan:
     """What is measured; goes to the processes that measure memory."""
 
+    name: str
+    """Of the base, as it was given."""
     run: RunConfig
     shape: str | None = None
     """One of `SHAPES`, with random weights; None: ``run.model.base`` is a folder."""
@@ -195,13 +197,11 @@ def _qwen3_vl(layers: int | None) -> tuple[Any, Any, Any]:
         Qwen3VLProcessor,
     )
 
-    special = {
-        "vision_start_token_id": "<|vision_start|>",
-        "image_token_id": "<|image_pad|>",
-        "vision_end_token_id": "<|vision_end|>",
-        "video_token_id": "<|video_pad|>",
-    }
-    tokenizer = _tokenizer("<|vision_start|><|image_pad|><|vision_end|>", special=list(special.values()))
+    start, image, end, video = "<|vision_start|>", "<|image_pad|>", "<|vision_end|>", "<|video_pad|>"
+    tokenizer = _tokenizer(image, before=start, after=end)
+    tokenizer.add_tokens([video], special_tokens=True)
+    names = ("vision_start_token_id", "image_token_id", "vision_end_token_id", "video_token_id")
+    ids = tokenizer.convert_tokens_to_ids([start, image, end, video])
     config = Qwen3VLConfig(
         text_config={
             "vocab_size": 151936,
@@ -234,7 +234,7 @@ def _qwen3_vl(layers: int | None) -> tuple[Any, Any, Any]:
             "deepstack_visual_indexes": [i for i in (5, 11, 17) if i < (layers or 24)],
         },
         tie_word_embeddings=True,
-        **{name: tokenizer.convert_tokens_to_ids(token) for name, token in special.items()},
+        **dict(zip(names, ids, strict=True)),
     )
     processor = without_video(Qwen3VLProcessor)(
         image_processor=Qwen2VLImageProcessorPil(
@@ -252,12 +252,13 @@ SHAPES = {
 }
 
 
-def _tokenizer(image: str, *, special: Sequence[str] = ()) -> Any:
-    """One token for each of `_WORDS`; ``image``: what a picture is in a prompt."""
-    texts = [f"{word} {word}" for word in _WORDS]
-    tokenizer = small_llava.train_tokenizer(texts, vocab_size=1000)
-    tokenizer.add_tokens(list(special), special_tokens=True)
-    tokenizer.chat_template = small_llava.CHAT_TEMPLATE.replace(small_llava.IMAGE, image)
+def _tokenizer(image_token: str, *, before: str = "", after: str = "") -> Any:
+    """One token for each of `_WORDS` and of the prompts' words; ``before`` and ``after`` stand around the picture."""
+    known = [f"{word} {word}" for word in _WORDS] + [CompressorConfig().compress_prompt, CompressorConfig().text_prompt]
+    tokenizer = small_llava.train_tokenizer(known, vocab_size=1000)
+    tokenizer.add_tokens([token for token in (before, after) if token], special_tokens=True)
+    tokenizer.add_special_tokens({"image_token": image_token})
+    tokenizer.chat_template = small_llava.CHAT_TEMPLATE.replace(small_llava.IMAGE, before + image_token + after)
     return tokenizer
 
 
@@ -633,7 +634,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except Fwd2BotError as e:
         parser.error(str(e))
     hours = given.gpu_hours if torch.cuda.is_available() else None
-    print(_report(plan, machine, work, figures, hours=hours))
+    print(report(plan, machine, work, figures, hours=hours))
     if given.json:
         content = {
             "plan": asdict(plan),
@@ -675,10 +676,10 @@ def make_plan(
     model = run.model
     if shape is None:
         model = replace(model, base=str(resolve(base).base_folder))
-    return Plan(run=replace(run, model=model, train=train), shape=shape, layers=layers)
+    return Plan(name=shape or base, run=replace(run, model=model, train=train), shape=shape, layers=layers)
 
 
-def _report(plan: Plan, machine: Machine, work: Work, figures: dict[str, Figures], *, hours: int | None) -> str:
+def report(plan: Plan, machine: Machine, work: Work, figures: dict[str, Figures], *, hours: int | None) -> str:
     header = [
         "training step",
         "pictures/s",
@@ -712,7 +713,7 @@ def _report(plan: Plan, machine: Machine, work: Work, figures: dict[str, Figures
             row.append(f"{hours / f.pictures_per_second / 3600:.1f}")
         rows.append(row)
     table = "\n".join(f"| {' | '.join(row)} |" for row in [header, ["---"] * len(header), *rows])
-    what = f"{plan.shape}, random weights" if plan.shape else Path(plan.run.model.base).name
+    what = plan.name + (", random weights" if plan.shape else "")
     cut = f", cut to {plan.layers} layers" if plan.layers else ""
     lines = [
         f"{machine.device}, {machine.threads} threads, torch {machine.torch}, {machine.precision}; load "

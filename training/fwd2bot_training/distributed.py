@@ -132,14 +132,14 @@ class Parallel:
     def sharded(self) -> bool:
         return self._shards is not None
 
-    def forward(self, batch: Batch) -> Outputs:
+    def forward(self, batch: Batch, *, embeddings_only: bool = False) -> Outputs:
         """One micro-batch. Without gradient nothing is told to the other copies."""
         if self._shards is not None:
-            return self._shards.forward(batch)
+            return self._shards.forward(batch, embeddings_only=embeddings_only)
         if self._ddp is not None and torch.is_grad_enabled():
-            outputs: Outputs = self._ddp(batch)
+            outputs: Outputs = self._ddp(batch, embeddings_only=embeddings_only)
             return outputs
-        return self.objective(batch)
+        return self.objective(batch, embeddings_only=embeddings_only)
 
     def accumulating(self, *, last: bool) -> AbstractContextManager[Any]:
         """Around forward and backward of one of several micro-batches: copies meet once, at the last. Shards meet
@@ -198,8 +198,8 @@ class _Root(nn.Module):
         super().__init__()
         self.objective = objective
 
-    def forward(self, batch: Batch) -> tuple[Outputs, list[torch.Tensor]]:
-        outputs = self.objective(batch)
+    def forward(self, batch: Batch, *, embeddings_only: bool) -> tuple[Outputs, list[torch.Tensor]]:
+        outputs = self.objective(batch, embeddings_only=embeddings_only)
         embeddings = (outputs.images, outputs.texts, outputs.negatives)
         return outputs, [*outputs.sums.values(), *(e for e in embeddings if e is not None)]
 
@@ -252,8 +252,8 @@ class _Shards:
 
         return hook
 
-    def forward(self, batch: Batch) -> Outputs:
-        outputs: Outputs = self.root(batch)[0]
+    def forward(self, batch: Batch, *, embeddings_only: bool) -> Outputs:
+        outputs: Outputs = self.root(batch, embeddings_only=embeddings_only)[0]
         return outputs
 
     def take_used(self) -> set[str]:

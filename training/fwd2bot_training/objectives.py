@@ -15,6 +15,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -61,15 +62,19 @@ class Batch:
         """Whether it takes part in the contrastive loss."""
         return self.texts is not None
 
+    def pin_memory(self) -> Batch:
+        """What a loader calls so that copies to a GPU need not wait."""
+        return self._moved(torch.Tensor.pin_memory)
+
     def to(self, device: torch.device, *, non_blocking: bool = False) -> Batch:
-        texts = self.texts
-        if texts is not None:
-            texts = (texts[0].to(device, non_blocking=non_blocking), texts[1].to(device, non_blocking=non_blocking))
+        return self._moved(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def _moved(self, move: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
         return replace(
             self,
-            first=self.first.to(device, non_blocking=non_blocking),
-            packed=self.packed.to(device, non_blocking=non_blocking),
-            texts=texts,
+            first=self.first.moved(move),
+            packed=self.packed.moved(move),
+            texts=None if self.texts is None else (move(self.texts[0]), move(self.texts[1])),
         )
 
 
@@ -140,7 +145,9 @@ class Collator:
         if contrastive:
             captions = [e.caption for e in examples if e.caption is not None]
             texts = self.inputs.texts(captions + [n for e in examples for n in e.negatives])
-        regions = tuple((i, r.box, self._word_ids(r.text)) for i, e in enumerate(examples) for r in e.regions)
+        regions: tuple[Any, ...] = ()
+        if "words" in self.weights:
+            regions = tuple((i, r.box, self._word_ids(r.text)) for i, e in enumerate(examples) for r in e.regions)
         answered = packed.weights[~packed.matching].sum().item()
         counts = {
             "ar": answered,
@@ -157,7 +164,7 @@ class Collator:
             packed=packed,
             counts={n: c for n, c in counts.items() if n in self.weights and c},
             texts=texts,
-            regions=regions if "words" in self.weights else (),
+            regions=regions,
         )
 
     def _word_ids(self, text: str) -> list[int]:
@@ -240,13 +247,16 @@ class Objective(nn.Module):
         """[B, E] unit length."""
         return self.model.encode_text(texts)
 
-    def forward(self, batch: Batch) -> Outputs:
+    def forward(self, batch: Batch, *, embeddings_only: bool = False) -> Outputs:
+        """``embeddings_only``: no sums; for the first of two forwards where gradients are cached."""
         outputs = Outputs()
         reading = self.read(batch, num_tokens=self._drawn_length(batch.step))
-        states = self._run(reading, batch.packed) if self._reads_text(batch) else None
-        if states is not None:
-            self._answer_losses(states.text, batch, outputs)
-        self._picture_losses(reading, states, batch, outputs)
+        needed = self._embeds_by_states if embeddings_only else self._reads_text(batch)
+        states = self._run(reading, batch.packed) if needed else None
+        if not embeddings_only:
+            if states is not None:
+                self._answer_losses(states.text, batch, outputs)
+            self._picture_losses(reading, states, batch, outputs)
         if batch.texts is not None:
             outputs.images = self.embed_images(reading, states, batch)
             texts = self.model.encode_text_ids(*batch.texts)

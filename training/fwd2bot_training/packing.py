@@ -10,7 +10,7 @@ Shapes: B pictures, R rows, P prefix, T packed text, L labelled positions of the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -53,10 +53,11 @@ class Packed:
     last: torch.Tensor
     """[R, n] column of the last token of each row's trailing ``probes``; n is 0 without probes."""
 
-    def to(self, device: torch.device, *, non_blocking: bool = False) -> Packed:
+    def moved(self, move: Callable[[torch.Tensor], torch.Tensor]) -> Packed:
+        """The same with every tensor moved."""
         tensors = {f.name: v for f in fields(self) if isinstance(v := getattr(self, f.name), torch.Tensor)}
-        moved: dict[str, Any] = {n: t.to(device, non_blocking=non_blocking) for n, t in tensors.items()}
-        return replace(self, **moved)
+        there: dict[str, Any] = {n: move(t) for n, t in tensors.items()}
+        return replace(self, **there)
 
     @property
     def matching(self) -> torch.Tensor:

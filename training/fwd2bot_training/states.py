@@ -39,15 +39,25 @@ _FIXED = ("seed", "optimizer", "batch_size")
 
 
 @dataclass(frozen=True)
+class Progress:
+    """Where a run is."""
+
+    step: int
+    """Steps done."""
+    pending: dict[str, Any]
+    """What has been summed since the last line of the log (`watching.Watch.pending`)."""
+
+
+@dataclass(frozen=True)
 class _State:
     folder: Path
-    step: int
+    progress: Progress
     config: dict[str, Any]
     weights: dict[str, torch.Tensor]
     moments: dict[str, torch.Tensor]
 
 
-def save(folder: Path, step: int, stepper: Stepper) -> None:
+def save(folder: Path, step: int, stepper: Stepper, *, pending: Mapping[str, Any] | None = None) -> None:
     """Write the state after ``step`` steps, then delete all but the last ``train.keep``. A collective: it returns when
     the state is in place."""
     processes, train = stepper.parallel.processes, stepper.train
@@ -60,19 +70,19 @@ def save(folder: Path, step: int, stepper: Stepper) -> None:
     }
     kept = [_gathered(tensors, keep=processes.rank == 0) for tensors in (stepper.named, moments)]
     if processes.rank == 0:
-        _write(folder, step, train, *kept)
+        _write(folder, Progress(step, dict(pending or {})), train, *kept)
     processes.gather(None)
 
 
-def resume(folder: Path, stepper: Stepper) -> int | None:
-    """Load the newest state that can be read; returns its step, or None where there is no state.
+def resume(folder: Path, stepper: Stepper) -> Progress | None:
+    """Load the newest state that can be read; None where there is no state.
 
     Raises:
         InputError: it is of another run, or no state can be read.
     """
     processes = stepper.parallel.processes
     state = _newest(folder, aloud=processes.rank == 0)
-    steps = processes.gather(state.step if state else None)
+    steps = processes.gather(state.progress.step if state else None)
     if len(set(steps)) > 1:
         raise InputError(
             f"The processes see different states in {folder}: it must be on a disk that all of them share."
@@ -93,7 +103,7 @@ def resume(folder: Path, stepper: Stepper) -> int | None:
                     k: fill(torch.empty_like(p), m) if m.shape == p.shape and k != "step" else m.to(p.device)
                     for k, m in found.items()
                 }
-    return state.step
+    return state.progress
 
 
 def _check(state: _State, stepper: Stepper) -> None:
@@ -126,17 +136,18 @@ def _gathered(tensors: Mapping[str, torch.Tensor], *, keep: bool) -> dict[str, t
 
 def _write(
     folder: Path,
-    step: int,
+    progress: Progress,
     train: TrainConfig,
     weights: dict[str, torch.Tensor],
     moments: dict[str, torch.Tensor],
 ) -> None:
+    step = progress.step
     fresh, state = folder / "state.new", folder / f"{_PREFIX}{step}"
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
     save_file(weights, fresh / "weights.safetensors")
     save_file(moments, fresh / "moments.safetensors")
-    (fresh / "progress.json").write_text(json.dumps({"step": step, "config": asdict(train)}))
+    (fresh / "progress.json").write_text(json.dumps({**asdict(progress), "config": asdict(train)}))
     for path in fresh.iterdir():
         with path.open("rb") as file:
             os.fsync(file.fileno())
@@ -166,7 +177,7 @@ def _newest(folder: Path, *, aloud: bool) -> _State | None:
             progress = json.loads((state / "progress.json").read_text())
             return _State(
                 folder=state,
-                step=progress["step"],
+                progress=Progress(progress["step"], progress["pending"]),
                 config=progress["config"],
                 weights=load_file(state / "weights.safetensors"),
                 moments=load_file(state / "moments.safetensors"),

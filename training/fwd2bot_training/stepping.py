@@ -144,7 +144,7 @@ class Stepper:
         once = len(batches) == 1
         if any(any(plan.captions) for plan in plans):
             with torch.set_grad_enabled(once):
-                first = [self._forward(number, i, batch) for i, batch in enumerate(batches)]
+                first = [self._forward(number, i, batch, embeddings_only=not once) for i, batch in enumerate(batches)]
             contrast = self._contrast(first)
 
         sums: dict[str, torch.Tensor] = {}
@@ -192,11 +192,11 @@ class Stepper:
         for p in self.named.values():
             p.grad = None
 
-    def _forward(self, number: int, micro: int, batch: Batch) -> Outputs:
+    def _forward(self, number: int, micro: int, batch: Batch, *, embeddings_only: bool = False) -> Outputs:
         device = self.parallel.processes.device
         _seed(self.train.seed, number, self.parallel.processes.rank, micro)
         with torch.autocast(device.type, torch.bfloat16, enabled=self.train.precision == "bfloat16"):
-            return self.parallel.forward(batch.to(device, non_blocking=True))
+            return self.parallel.forward(batch.to(device, non_blocking=True), embeddings_only=embeddings_only)
 
     def _backward(self, outputs: Outputs, totals: Mapping[str, float], cached: Mapping[str, torch.Tensor]) -> None:
         weights, size = self.parallel.objective.weights, self.parallel.processes.size

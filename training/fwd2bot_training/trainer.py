@@ -27,6 +27,7 @@ from fwd2bot_training import states
 from fwd2bot_training.config import TrainConfig
 from fwd2bot_training.distributed import Parallel, Processes
 from fwd2bot_training.stepping import Stepper, TrainingDivergedError, lr_at
+from fwd2bot_training.watching import TOTAL
 
 if TYPE_CHECKING:
     from fwd2bot_training.data import Mixture
@@ -40,6 +41,12 @@ _ONE_CTRL_C = 1.0
 class Watch(Protocol):
     """Whoever looks on. Only the first process's is told."""
 
+    def start(self, step: int, pending: dict[str, Any] | None = None) -> None:
+        """Before the first step; ``step`` steps were done before, when ``pending`` was what it gave."""
+
+    def pending(self) -> dict[str, Any]:
+        """What it must be given again to go on from here: plain JSON."""
+
     def step(
         self,
         step: int,
@@ -51,7 +58,7 @@ class Watch(Protocol):
         size: int,
     ) -> None:
         """After ``step`` steps (the first is 1): the losses, means over all processes, of the last one's ``size``
-        pictures."""
+        pictures, and their weighted sum as `TOTAL`."""
 
     def close(self) -> None: ...
 
@@ -133,6 +140,7 @@ class Trainer:
         """Steps done."""
         self._without_gradient = set(self.stepper.named)
         self._saved: int | None = None
+        self._pending: dict[str, Any] | None = None
 
     def resume(self) -> bool:
         """Continue from the newest state that can be read, if there is one.
@@ -140,16 +148,17 @@ class Trainer:
         Raises:
             InputError: it is a state of another run.
         """
-        step = states.resume(self.folder, self.stepper)
-        if step is None:
+        progress = states.resume(self.folder, self.stepper)
+        if progress is None:
             return False
-        self.step = self._saved = step
+        self.step = self._saved = progress.step
+        self._pending = progress.pending
         return True
 
     def save(self) -> None:
         """Write a state, unless this step's is there."""
         if self._saved != self.step:
-            states.save(self.folder, self.step, self.stepper)
+            states.save(self.folder, self.step, self.stepper, pending=self.watch.pending())
             self._saved = self.step
 
     def run(self) -> None:
@@ -161,6 +170,8 @@ class Trainer:
             InputError: a row that cannot be used (a state is saved), or too little memory.
         """
         self.parallel.objective.train()
+        if self.processes.rank == 0:
+            self.watch.start(self.step, self._pending)
         try:
             with _Signals() as signals:
                 self._train(signals)
@@ -218,7 +229,9 @@ class Trainer:
         lr = lr_at(self.train, self.step)
         self.step += 1
         if self.processes.rank == 0:
-            self.watch.step(self.step, done.source, done.losses, done.shares, lr=lr, size=done.size)
+            weights = self.parallel.objective.weights
+            total = sum(weights[n] * value for n, value in done.losses.items())
+            self.watch.step(self.step, done.source, {TOTAL: total, **done.losses}, done.shares, lr=lr, size=done.size)
 
     def _batches(self) -> Iterator[list[Batch] | Fwd2BotError]:
         # Not forked: neither torch's threads nor lance survive that. A Ctrl-C reaches the loader's processes too, and
