@@ -22,7 +22,9 @@ def train(
     context: typer.Context,
     recipe: Annotated[
         str | None,
-        typer.Option(metavar="NAME|FILE", help="mini, llava-1.5-7b, qwen3-vl-2b, one-gpu, or a TOML file of yours."),
+        typer.Option(
+            metavar="NAME|FILE", help="mini, mini-control, llava-1.5-7b, qwen3-vl-2b, one-gpu, or a TOML file."
+        ),
     ] = None,
     data: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Where relative paths of the recipe's sources start.")

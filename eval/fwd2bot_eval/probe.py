@@ -68,7 +68,7 @@ def probe(features: torch.Tensor, labels: list[str]) -> float:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="fwd2bot_eval.probe", description=__doc__.splitlines()[0])
-    parser.add_argument("model", help="folder of a small LLaVA, as fwd2bot_training.pretrain writes it")
+    parser.add_argument("model", help="folder of a small LLaVA: a phase of the recipe mini")
     parser.add_argument("--scenes", type=int, default=768)
     args = parser.parse_args(argv)
     pool = [scenes.scene(i, stream=STREAM) for i in range(args.scenes)]

@@ -1,4 +1,5 @@
-"""Training of the double-pass compressor: data, losses, the packed passes, the trainer, two recipes.
+"""Training of the double-pass compressor, from a recipe to a checkpoint.
 
-Two hops: ``python -m fwd2bot_training.pretrain`` or ``... .compress`` -> `trainer.Trainer.run` -> `objectives`.
+Two hops: `runner.run_recipe`, which ``fwd2bot train`` calls, to `trainer.Trainer` to `objectives`. Settings are in
+`config`, what is trained on in `data`.
 """

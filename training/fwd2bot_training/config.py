@@ -288,7 +288,7 @@ class Recipe:
     phases: tuple[RunConfig, ...]
 
 
-SHIPPED = ("mini", "llava-1.5-7b", "qwen3-vl-2b", "one-gpu")
+SHIPPED = ("mini", "mini-control", "llava-1.5-7b", "qwen3-vl-2b", "one-gpu")
 
 
 def load_recipe(name_or_path: str, *, overrides: Sequence[str] = ()) -> Recipe:
