@@ -67,6 +67,13 @@ def test_every_answer_is_counted_once(make_model: Make, examples: list[Example])
     assert validation.objective.training, "training goes on as before"
 
 
+def test_parts_can_be_left_out(make_model: Make, examples: list[Example]) -> None:
+    validation = validation_of(make_model, examples)
+    whole = validation()
+    assert validation(retrieval=False) == {"answers": whole["answers"], "retrieval": {}}
+    assert validation(answers=False) == {"answers": {}, "retrieval": whole["retrieval"]}
+
+
 @pytest.mark.parametrize("size", [2, 4])
 def test_processes_share_the_pictures_and_get_one_result(
     size: int, make_model: Make, examples: list[Example], monkeypatch: pytest.MonkeyPatch
@@ -76,7 +83,7 @@ def test_processes_share_the_pictures_and_get_one_result(
     parts = []
     for rank in range(size):
         validation = validation_of(make_model, examples, processes=Processes(rank=rank, size=size))
-        parts.append(list(validation._run(validation.sources[0], num_tokens=None)))
+        parts.append(list(validation._run(validation.sources[0], num_tokens=None, answers=True, retrieval=True)))
     monkeypatch.setattr(Processes, "gather", lambda self, value: parts)
     together = validation_of(make_model, examples, processes=Processes(rank=0, size=size))()
     assert together["answers"] == alone["answers"]

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
+import torch.nn.functional as F
 
 from fwd2bot_index import scenes
 from fwd2bot_training.config import RunConfig, SourceConfig, parse_recipe, read_recipe
@@ -102,41 +102,37 @@ def score(phase: Phase, variant: Variant, *, root: Path, count: int) -> dict[str
     settings: dict[str, Any] = {"batch_size": 50, "precision": phase.run.train.precision}
     on_scenes = Validation(phase.objective, open_sources([SCENES], root=root), pictures=count, **settings)
     for k in variant.lengths:
-        result = on_scenes(num_tokens=k if k < phase.run.model.num_tokens else None)
-        cells = result["answers"].items()
-        found["answers"][str(k)] = {name.partition("/")[2]: cell for name, cell in cells}
-        found["retrieval"] = result["retrieval"]
+        cells = on_scenes(num_tokens=k if k < phase.run.model.num_tokens else None, retrieval=False)["answers"]
+        found["answers"][str(k)] = {name.partition("/")[2]: cell for name, cell in cells.items()}
     photos = Validation(phase.objective, open_sources([PHOTOS], root=root), pictures=1000, **settings)
-    found["retrieval"] |= photos()["retrieval"]
+    found["retrieval"] = {k: v for of in (on_scenes, photos) for k, v in of(answers=False)["retrieval"].items()}
     found["negatives"] = {"whole": hard_negatives(phase, count=count)}
     for size in phase.run.method.matryoshka:
         found["negatives"][str(size)] = hard_negatives(phase, count=count, size=size)
     return found
 
 
-@torch.no_grad()
 def hard_negatives(phase: Phase, *, count: int, size: int | None = None) -> dict[str, dict[str, int]]:
     """By kind of edit; a tie counts against the model. ``size``: of the shortened embeddings."""
-    objective = phase.objective.eval()
+    objective = phase.objective
     source = open_sources([SCENES], root=None)[0]
-    validation = Validation(objective, [source], pictures=count, batch_size=50)
+    precision = phase.run.train.precision
+    validation = Validation(objective, [source], pictures=count, batch_size=50, precision=precision)
     won: dict[str, dict[str, int]] = defaultdict(lambda: {"right": 0, "count": 0})
     for start in range(0, count, 50):
         numbers = range(start, min(start + 50, count))
         pool = [scenes.scene(i, stream="val") for i in numbers]
         captions = [scenes.caption(s, np.random.default_rng([7, i])) for i, s in zip(numbers, pool, strict=True)]
-        edits = [
+        edits: list[Any] = [
             (row, kind, str(caption), str(false))
             for row, (i, s, caption) in enumerate(zip(numbers, pool, captions, strict=True))
             for kind, false in scenes.hard_negatives(s, caption, np.random.default_rng([8, i])).items()
         ]
         batch = objective.collator()(0, "scenes", validation.examples(source, numbers))
-        images = objective.embed(batch).float()[:, :size]
-        images = torch.nn.functional.normalize(images, dim=-1)[[row for row, *_ in edits]]
-        true, false = (
-            torch.nn.functional.normalize(objective.embed_texts(said).float()[:, :size], dim=-1)
-            for said in ([e[2] for e in edits], [e[3] for e in edits])
-        )
+        with validation.evaluating():
+            images = objective.embed(batch)[[row for row, *_ in edits]]
+            true, false = (objective.embed_texts([e[n] for e in edits]) for n in (2, 3))
+        images, true, false = (F.normalize(e.float()[:, :size], dim=-1) for e in (images, true, false))
         nearer = (images * true).sum(-1) > (images * false).sum(-1)
         for (_, kind, *_), is_nearer in zip(edits, nearer.tolist(), strict=True):
             won[kind]["right"] += is_nearer

@@ -55,16 +55,24 @@ class Validation:
         self.precision = precision
         self._collate = objective.collator()
 
-    def __call__(self, *, num_tokens: int | None = None) -> dict[str, Any]:
-        """``answers``: {source/kind: {right, count}}; ``retrieval``: {source: {pictures, texts, R@k both ways}}."""
-        answers: dict[str, dict[str, int]] = {}
-        retrieval: dict[str, dict[str, float]] = {}
-        with self._evaluating():
+    def __call__(
+        self, *, num_tokens: int | None = None, answers: bool = True, retrieval: bool = True
+    ) -> dict[str, Any]:
+        """``answers``: {source/kind: {right, count}}; ``retrieval``: {source: {pictures, texts, R@k both ways}}.
+
+        Args:
+            num_tokens: k' of the K summary tokens that are read; embeddings are always of all.
+            answers, retrieval: whether to compute this part; empty if not.
+        """
+        told: dict[str, dict[str, int]] = {}
+        found: dict[str, dict[str, float]] = {}
+        with self.evaluating():
             for source in self.sources:
                 right: Counter[str] = Counter()
                 count: Counter[str] = Counter()
                 embedded: list[tuple[torch.Tensor, list[str]]] = []
-                of_ranks = self.processes.gather(list(self._run(source, num_tokens=num_tokens)))
+                run = self._run(source, num_tokens=num_tokens, answers=answers, retrieval=retrieval)
+                of_ranks = self.processes.gather(list(run))
                 for kinds, images, captions in (item for items in of_ranks for item in items):
                     for kind, is_right in kinds:
                         right[kind] += is_right
@@ -72,18 +80,20 @@ class Validation:
                     if images is not None:
                         embedded.append((images, captions))
                 for kind in sorted(count):
-                    answers[f"{source.name}/{kind}"] = {"right": right[kind], "count": count[kind]}
+                    told[f"{source.name}/{kind}"] = {"right": right[kind], "count": count[kind]}
                 if embedded:
                     images = torch.cat([i for i, _ in embedded])
                     texts = self._embed_texts([c for _, captions in embedded for c in captions])
-                    retrieval[source.name] = recalls(texts.numpy() @ images.numpy().T)
-        return {"answers": answers, "retrieval": retrieval}
+                    found[source.name] = recalls(texts.numpy() @ images.numpy().T)
+        return {"answers": told, "retrieval": found}
 
     def examples(self, source: Source, indices: Sequence[int]) -> list[Example]:
         """Each drawn with a generator of its own number: the same at every validation."""
         return [source.example(i, np.random.default_rng([9, i]), step=0) for i in indices]
 
-    def _run(self, source: Source, *, num_tokens: int | None) -> Iterator[tuple[Any, torch.Tensor | None, list[str]]]:
+    def _run(
+        self, source: Source, *, num_tokens: int | None, answers: bool, retrieval: bool
+    ) -> Iterator[tuple[Any, torch.Tensor | None, list[str]]]:
         """One item a batch of this process; every process runs as many, so that sharded models stay in step."""
         total = min(self.pictures, len(source) or self.pictures)
         starts = range(0, total, self.batch_size)
@@ -92,10 +102,11 @@ class Validation:
             start = starts[min(place, len(starts) - 1)]
             examples = self.examples(source, range(start, min(start + self.batch_size, total)))
             batch = self._collate(0, source.name, examples).to(self.objective.model.device)
-            answered = self.objective.answered(batch, num_tokens=num_tokens)
-            images = self.objective.embed(batch).float().cpu() if batch.captions else None
+            answered = self.objective.answered(batch, num_tokens=num_tokens) if answers else []
+            embeds = retrieval and batch.captions
+            images = self.objective.embed(batch).float().cpu() if embeds else None
             if place < len(starts):
-                captions = [e.caption for e in examples if e.caption is not None] if batch.captions else []
+                captions = [e.caption for e in examples if e.caption is not None] if embeds else []
                 yield [(a.kind, a.right) for a in answered], images, captions
 
     def _embed_texts(self, texts: Sequence[str]) -> torch.Tensor:
@@ -113,7 +124,7 @@ class Validation:
         fresh.mkdir(parents=True)
         samples: list[dict[str, Any]] = []
         found: list[dict[str, Any]] = []
-        with self._evaluating():
+        with self.evaluating():
             for source in self.sources:
                 total = min(self.pictures, len(source) or self.pictures)
                 samples += self._sample_answers(source, range(min(_SAMPLES, total)), fresh)
@@ -162,7 +173,8 @@ class Validation:
         return self._collate(0, source.name, examples).to(self.objective.model.device)
 
     @contextmanager
-    def _evaluating(self) -> Iterator[None]:
+    def evaluating(self) -> Iterator[None]:
+        """Inside: eval mode, no gradients, the precision of training."""
         training = self.objective.training
         self.objective.eval()
         device = self.objective.model.device.type
