@@ -157,6 +157,10 @@ run_recipe(parse_recipe(json.loads(sys.argv[1]), name="toy"), root=None, out=Pat
 """
 
 
+GUARDED = SCRIPT.replace("\nrun_recipe(", "\nif __name__ == '__main__':\n    run_recipe(")
+"""Loader processes import the script again."""
+
+
 def log_of(folder: Path) -> list[dict[str, Any]]:
     timing = ("seconds", "pictures_per_second", "memory_gb")
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
@@ -186,6 +190,27 @@ def test_a_run_killed_anywhere_ends_as_one_that_was_not(tmp_path: Path) -> None:
     assert log_of(killed) == log_of(whole)
     for path in sorted((whole / "model").rglob("*.safetensors")):
         assert path.read_bytes() == (killed / "model" / path.relative_to(whole / "model")).read_bytes(), path.name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_run_leaves_with_a_state_and_without_its_loader(number: signal.Signals, tmp_path: Path) -> None:
+    tables = toy_recipe(tmp_path)
+    tables["data"]["workers"] = 1
+    tables["train"] |= {"steps": 100_000, "save_minutes": 60.0, "log_every": 1}
+    script = tmp_path / "script.py"
+    script.write_text(GUARDED)
+    out = tmp_path / "out"
+    process = subprocess.Popen([sys.executable, str(script), json.dumps(tables), str(out)], stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 120
+        while not (out / "log.jsonl").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(number)
+        assert process.wait(timeout=60) != 0
+    finally:
+        process.kill()
+    assert len(list(out.glob("state-*"))) == 1
 
 
 @pytest.mark.slow

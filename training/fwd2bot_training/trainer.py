@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -190,28 +190,32 @@ class Trainer:
     def _train(self, signals: _Signals) -> None:
         first, saved = self.step, time.monotonic()
         batches = self._batches()
-        while True:
-            drawn = next(batches, None)
-            error = drawn if isinstance(drawn, Fwd2BotError) else None
-            overdue = time.monotonic() - saved > 60 * self.train.save_minutes
-            notes = self.processes.gather(_Note(error=error, stop=signals.asked, save=overdue))
-            if found := next((n.error for n in notes if n.error), None):
-                self.save()
-                raise found
-            if any(n.stop for n in notes):
-                self.save()
-                raise KeyboardInterrupt
-            if drawn is None:
-                break
-            if notes[0].save:  # the first process's clock is everyone's
-                self.save()
-                saved = time.monotonic()
-            assert not isinstance(drawn, Fwd2BotError)
-            self._step(drawn)
-            if self.step - first == _CHECK_GRADIENTS_AFTER:
-                self._warn_of_idle_parameters()
-            if self.every and self.step % self.every == 0 and self.step < self.train.steps:
-                self._validate()
+        try:
+            while True:
+                drawn = next(batches, None)
+                error = drawn if isinstance(drawn, Fwd2BotError) else None
+                overdue = time.monotonic() - saved > 60 * self.train.save_minutes
+                notes = self.processes.gather(_Note(error=error, stop=signals.asked, save=overdue))
+                if found := next((n.error for n in notes if n.error), None):
+                    self.save()
+                    raise found
+                if any(n.stop for n in notes):
+                    self.save()
+                    raise KeyboardInterrupt
+                if drawn is None:
+                    break
+                if notes[0].save:  # the first process's clock is everyone's
+                    self.save()
+                    saved = time.monotonic()
+                assert not isinstance(drawn, Fwd2BotError)
+                self._step(drawn)
+                if self.step - first == _CHECK_GRADIENTS_AFTER:
+                    self._warn_of_idle_parameters()
+                if self.every and self.step % self.every == 0 and self.step < self.train.steps:
+                    self._validate()
+        finally:
+            # Else an exception keeps the loader until the interpreter leaves, whose SIGTERM its processes ignore.
+            batches.close()
         self.save()
 
     def _step(self, batches: list[Batch]) -> None:
@@ -233,7 +237,7 @@ class Trainer:
             total = sum(weights[n] * value for n, value in done.losses.items())
             self.watch.step(self.step, done.source, {TOTAL: total, **done.losses}, done.shares, lr=lr, size=done.size)
 
-    def _batches(self) -> Iterator[list[Batch] | Fwd2BotError]:
+    def _batches(self) -> Generator[list[Batch] | Fwd2BotError]:
         # Not forked: neither torch's threads nor lance survive that. A Ctrl-C reaches the loader's processes too, and
         # must not take away the batches of the step at hand.
         several: dict[str, Any] = {
