@@ -73,10 +73,12 @@ def test_recomputation_and_padding_are_executed_but_not_needed(folder: Path) -> 
 
     needed, executed = counted()
     assert needed < executed < 1.5 * needed, "scenes have questions of unlike lengths"
-    for recomputing in ({"micro_batch_size": 2}, {"gradient_checkpointing": True}):
-        same, more = counted(**recomputing)
-        assert same == needed
-        assert more > 1.1 * executed
+    same, cached = counted(micro_batch_size=1)  # one at a time, nothing is padded: this is the first of two forwards
+    assert same == needed
+    assert 1.05 * needed < cached < 1.34 * needed
+    same, checkpointed = counted(gradient_checkpointing=True)
+    assert same == needed
+    assert 1.05 * executed < checkpointed < 1.34 * executed
 
 
 # ---- what is compared ----

@@ -317,7 +317,8 @@ class _UncompressedRows(Lvlm):
 class _UncompressedForward(Objective):
     """The same for families with 2-D positions, by their own forward: one question for each picture."""
 
-    def forward(self, batch: Batch) -> Outputs:
+    def forward(self, batch: Batch, *, embeddings_only: bool = False) -> Outputs:
+        assert not embeddings_only, "without a contrastive loss nothing is cached"
         model, first, packed = self.model, batch.first, batch.packed
         image_token = model.inputs.image_token
         prompt = model.inputs.prompt(model.config.compress_prompt)
