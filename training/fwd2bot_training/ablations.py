@@ -206,13 +206,19 @@ def _row(scores: Mapping[str, Any]) -> tuple[str, ...]:
         f"{type_mean(answers[most]):.3f} (K={most})",
         *(f"{type_mean(answers[k]):.3f}" if k in answers and k != most else "" for k in (8, 4, 1)),
         f"{description['right'] / description['count']:.3f}",
-        f"{scores['retrieval']['scenes']['text->image R@1']:.3f}",
-        f"{scores['retrieval']['flickr8k']['text->image R@10']:.3f}",
+        _recall(scores, "scenes", "R@1"),
+        _recall(scores, "flickr8k", "R@10"),
         _share(negatives, "swap_attribute"),
         _share(negatives, "swap_relation"),
         _share(negatives, "replace_attribute", "replace_object", "add"),
         f"{scores['seconds'] / 60:.1f}" if scores["seconds"] is not None else "resumed",
     )
+
+
+def _recall(scores: Mapping[str, Any], source: str, at: str) -> str:
+    """Without a contrastive loss nothing has learned to embed, and nothing is searched."""
+    found = scores["retrieval"].get(source)
+    return f"{found[f'text->image {at}']:.3f}" if found else "none"
 
 
 def _share(negatives: Mapping[str, Mapping[str, int]], *kinds: str) -> str:
