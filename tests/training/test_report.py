@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -399,6 +399,7 @@ def test_verdicts(expected: str, answer: str, judged: str) -> None:
     assert verdict(expected, answer) == judged
 
 
+@example(0.0, 5e-324, 2)
 @given(st.floats(0, 1e9), st.floats(0, 1e9), st.integers(2, 5))
 def test_ticks_enclose_and_are_few(a: float, b: float, parts: int) -> None:
     low, high = sorted((a, b))

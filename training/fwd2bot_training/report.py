@@ -585,7 +585,8 @@ def _scale(
 
 def ticks(low: float, high: float, parts: int) -> list[float]:
     """Round numbers that enclose low..high, in about so many parts; at least two."""
-    width = (high - low) / parts or abs(high) or 1.0
+    # the smallest numbers have no power of ten below them
+    width = next(w for w in ((high - low) / parts, abs(high), 1.0) if w > 1e-300)
     power = 10.0 ** math.floor(math.log10(width))
     step = next(m * power for m in (1, 2, 5, 10) if m * power >= width * (1 - 1e-9))
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
