@@ -16,13 +16,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
+from toy_objective import CASES, gradients_of, read_log
 
 from fwd2bot_training.distributed import Processes, clip
 
 from .test_stepping import assert_same, reference
-from .toy_objective import CASES, gradients_of, read_log
 
-SCRIPT = Path(__file__).with_name("toy_objective.py")
+SCRIPT = Path(__file__).parents[1] / "toy_objective.py"
 
 
 def start(size: int, what: str, folder: Path, settings: dict[str, Any] | None = None) -> list[subprocess.Popen[bytes]]:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
+from toy_objective import ToyMixture, ToyObjective, read_log, weights
 
 from fwd2bot_index.errors import InputError
 from fwd2bot_training import states
@@ -21,7 +22,6 @@ from fwd2bot_training.states import Progress
 from fwd2bot_training.stepping import Stepper
 
 from .test_distributed import finish, start
-from .toy_objective import ToyMixture, ToyObjective, read_log, weights
 
 
 def make(**settings: Any) -> Stepper:

@@ -8,12 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from toy_objective import CASES, WIDTH, ToyMixture, ToyObjective, gradients_of, weights
 
 from fwd2bot_training.config import TrainConfig
 from fwd2bot_training.distributed import Parallel, Processes
 from fwd2bot_training.stepping import Stepper, TrainingDivergedError, _seed, lr_at
-
-from .toy_objective import CASES, WIDTH, ToyMixture, ToyObjective, gradients_of, weights
 
 
 def reference(case: str, *, sizes: Sequence[int] = (8,), dropout: float = 0.0) -> dict[str, torch.Tensor]:

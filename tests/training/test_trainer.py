@@ -10,14 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+from toy_objective import Batch, Log, Outputs, ToyMixture, ToyObjective, read_log, weights
 
 from fwd2bot_index.errors import InputError
 from fwd2bot_training.config import TrainConfig
 from fwd2bot_training.distributed import Processes
 from fwd2bot_training.stepping import TrainingDivergedError
 from fwd2bot_training.trainer import Trainer
-
-from .toy_objective import Batch, Log, Outputs, ToyMixture, ToyObjective, read_log, weights
 
 
 def make(

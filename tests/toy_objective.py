@@ -2,8 +2,8 @@
 
 As a script it is one process of a run, for tests that kill it or start several::
 
-    python tests/training/toy_objective.py train OUT '{"steps": 40}'     # the loop, as `fwd2bot train` would
-    python tests/training/toy_objective.py gradients OUT                 # one step's gradients, case by case
+    python tests/toy_objective.py train OUT '{"steps": 40}'     # the loop, as `fwd2bot train` would
+    python tests/toy_objective.py gradients OUT                 # one step's gradients, case by case
 """
 
 from __future__ import annotations
