@@ -17,6 +17,9 @@ FORMAT_VERSION = 1
 MAX_SUMMARY_TOKENS = 4096
 MAX_TOKEN_DIM = 65536
 
+MATCHING_PROMPT = "does this show {text}?"
+CAPTION_PROMPT = "write a caption."
+
 Queries = Literal["constant", "region"]
 Adapters = Literal["stage", "shared", "none"]
 
@@ -59,6 +62,10 @@ class CompressorConfig:
     ``region``: the same plus the average of the image tokens of one region of the picture, coarse to fine."""
     compress_prompt: str = "Summarize the image in a few words."
     text_prompt: str = "{text}\nSummarize the text in a few words."
+    matching_prompt: str = MATCHING_PROMPT
+    """Answered yes or no: whether a text fits the picture."""
+    caption_prompt: str = CAPTION_PROMPT
+    """What a caption answers."""
     embedding_dim: int | None = None
     """Size of the embedding head; None: no head, the embedding has the LLM's hidden size."""
     token_norm: bool = False
@@ -80,8 +87,13 @@ class CompressorConfig:
             )
         if self.embedding_dim is not None and not 1 <= self.embedding_dim <= MAX_TOKEN_DIM:
             raise ModelError(f"embedding_dim must be between 1 and {MAX_TOKEN_DIM}, not {self.embedding_dim}.")
-        if "{text}" not in self.text_prompt:
-            raise ModelError("text_prompt must contain {text}.")
+        for name in ("text_prompt", "matching_prompt"):
+            if "{text}" not in getattr(self, name):
+                raise ModelError(f"{name} must contain {{text}}.")
+
+    def matching_question(self, text: str) -> str:
+        """The yes-or-no question whether ``text`` fits the picture."""
+        return self.matching_prompt.replace("{text}", text.rstrip(". "))
 
     @classmethod
     def training_free(cls, base_model: str, *, revision: str | None = None, num_summary_tokens: int = 16) -> Self:
@@ -93,6 +105,8 @@ class CompressorConfig:
             num_summary_tokens=num_summary_tokens,
             compress_prompt="Summary of the above image in one word: ",
             text_prompt="{text}\nSummary of the above sentence in one word: ",
+            matching_prompt="Does this image show {text}? Answer yes or no.",
+            caption_prompt="Write a caption of one sentence for this image.",
             adapters="none",
         )
 

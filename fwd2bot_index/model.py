@@ -43,6 +43,7 @@ from fwd2bot_index.config import CompressorConfig
 from fwd2bot_index.errors import InputError, ModelError
 from fwd2bot_index.families import Family, check_image_tokens, family_of
 from fwd2bot_index.inputs import FirstPassBatch, InputMaker, blank_image
+from fwd2bot_index.likelihoods import AnswerScores, answer_scores
 from fwd2bot_index.processors import load_processor
 from fwd2bot_index.regions import grid_weights, region_weights
 from fwd2bot_index.types import ImageInput, Mode, Stage, SummaryTokens
@@ -352,6 +353,32 @@ class Fwd2BotModel(nn.Module):
                 scores.append(score)
         return torch.stack(scores, dim=1)
 
+    @torch.inference_mode()
+    def score_answers(self, tokens: torch.Tensor, prompt: str | Sequence[str], answers: Sequence[str]) -> AnswerScores:
+        """How likely the second pass finds ``answers``, one for each row of ``tokens`` [B, K, D].
+
+        For a few answers to every picture, :meth:`loglikelihood` computes each prompt once.
+
+        Raises:
+            InputError: an answer has no tokens, or their number is not B.
+        """
+        tokens = tokens.to(self.device)
+        each = [prompt] * len(answers) if isinstance(prompt, str) else prompt
+        if not len(each) == len(answers) == len(tokens):
+            raise InputError(f"{len(each)} prompts and {len(answers)} answers were given for {len(tokens)} pictures.")
+        said = [prompts.completion_ids(self.processor, answer) for answer in answers]
+        asked = [self.inputs.prompt(p).ids(self._image_token, tokens.shape[1]) for p in each]
+        ids, mask = (
+            t.to(self.device)
+            for t in prompts.pad_left([[*a, *s] for a, s in zip(asked, said, strict=True)], padding=self._padding)
+        )
+        lengths = torch.tensor([len(s) for s in said], device=self.device)
+        with self.stage("generate"):
+            output = self._second(
+                tokens, ids, mask, suffix=lengths, use_cache=False, logits_to_keep=int(lengths.max()) + 1
+            )
+        return answer_scores(output.logits, ids, lengths)
+
     # ---- the passes, with gradient ----
 
     def gradient_checkpointing_enable(self, *, compiled: bool = False) -> None:
@@ -508,7 +535,7 @@ class Fwd2BotModel(nn.Module):
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor,
         *,
-        suffix: int = 0,
+        suffix: int | torch.Tensor = 0,
         use_cache: bool,
         logits_to_keep: int,
     ) -> Any:
@@ -574,14 +601,15 @@ class Fwd2BotModel(nn.Module):
         finally:
             handle.remove()
 
-    def _token_types(self, ids: torch.Tensor, *, suffix: int) -> dict[str, torch.Tensor]:
+    def _token_types(self, ids: torch.Tensor, *, suffix: int | torch.Tensor) -> dict[str, torch.Tensor]:
+        """``suffix``: how many last positions are an answer; one number for all rows, or [B]."""
         match self.family.token_types:
             case "image":
                 return {"token_type_ids": (ids == self._image_token).long()}
             case "suffix":
-                types = torch.zeros_like(ids)
-                types[:, ids.shape[1] - suffix :] = 1
-                return {"token_type_ids": types}
+                lengths = torch.as_tensor(suffix, device=ids.device).expand(len(ids))[:, None]
+                types = torch.arange(ids.shape[1], device=ids.device) >= ids.shape[1] - lengths
+                return {"token_type_ids": types.long()}
             case _:
                 return {}
 

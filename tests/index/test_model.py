@@ -216,6 +216,26 @@ def test_loglikelihood_is_what_whole_forwards_say(family: str) -> None:
 
 
 @every_family
+def test_score_answers_is_loglikelihood_of_one_answer_each(family: str) -> None:
+    """Rows of unlike length in one batch, padded on the left."""
+    model = trained(family)
+    tokens = model.compress(tiny_models.pictures(3)).tokens
+    asked, said = ["what is it?", "where?", "is it a large dog?"], ["y", "a red dog", "no"]
+    scores = model.score_answers(tokens, asked, said)
+    assert scores.num_tokens.tolist() == [len(s) for s in said]
+    for i in range(3):
+        alone = model.loglikelihood(tokens[i : i + 1], asked[i], [said[i]])[0, 0]
+        torch.testing.assert_close(scores.logprob[i], alone, atol=1e-3, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("asked", "said"), [(["q"], ["a", "b"]), ("q", ["a"]), ("q", ["a", ""])])
+def test_score_answers_refuses_what_does_not_fit(asked: str | list[str], said: list[str]) -> None:
+    model = trained("llava")
+    with pytest.raises(InputError):
+        model.score_answers(model.compress(tiny_models.pictures(2)).tokens, asked, said)
+
+
+@every_family
 @pytest.mark.parametrize("queries", ["constant", "region"])
 def test_first_tokens_of_a_run_are_a_shorter_run(family: str, queries: Queries) -> None:
     """Every family here reads its summary positions causally: PaliGemma too, whose prefix is bidirectional, because

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from fwd2bot_index.codec import get_codec
-from fwd2bot_index.config import CompressorConfig
+from fwd2bot_index.config import MATCHING_PROMPT, CompressorConfig
 from fwd2bot_index.errors import InputError
 from fwd2bot_index.inputs import FirstPassBatch, InputMaker
 from fwd2bot_index.model import Fwd2BotModel
@@ -186,7 +186,7 @@ def _matching_segments(examples: Sequence[Example]) -> list[list[Segment]]:
 
 
 def matching_question(caption: str) -> str:
-    return f"does this show {caption.rstrip('. ')}?"
+    return MATCHING_PROMPT.replace("{text}", caption.rstrip(". "))
 
 
 @dataclass(frozen=True, kw_only=True)

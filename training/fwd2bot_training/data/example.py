@@ -14,10 +14,12 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from fwd2bot_index.config import CAPTION_PROMPT
+
 Rng = np.random.Generator
 
 DESCRIBE = "describe the image."
-CAPTION = "write a caption."
+CAPTION = CAPTION_PROMPT
 NAME = "what is this?"
 
 WHOLE = (0.0, 0.0, 1.0, 1.0)
