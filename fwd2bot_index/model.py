@@ -558,7 +558,7 @@ class Fwd2BotModel(nn.Module):
                 position_ids=self._positions(attention_mask),
                 use_cache=use_cache,
                 logits_to_keep=logits_to_keep,
-                **self._token_types(input_ids, suffix=suffix),
+                **self.token_types(input_ids, suffix=suffix),
             )
 
     def _continue(self, ids: torch.Tensor, mask: torch.Tensor, cache: Any) -> Any:
@@ -581,7 +581,7 @@ class Fwd2BotModel(nn.Module):
         suffix: int = 0,
     ) -> torch.Tensor:
         """[B, T, D]: last hidden states of the base, without its LM head; ``edit`` sees the rows that enter the LLM."""
-        extra: dict[str, Any] = {**(pixels or {}), **self._token_types(ids, suffix=suffix)}
+        extra: dict[str, Any] = {**(pixels or {}), **self.token_types(ids, suffix=suffix)}
         if self.family.mrope and pixels:
             extra["mm_token_type_ids"] = (ids == self._image_token).int()
         else:
@@ -601,8 +601,11 @@ class Fwd2BotModel(nn.Module):
         finally:
             handle.remove()
 
-    def _token_types(self, ids: torch.Tensor, *, suffix: int | torch.Tensor) -> dict[str, torch.Tensor]:
-        """``suffix``: how many last positions are an answer; one number for all rows, or [B]."""
+    def token_types(self, ids: torch.Tensor, *, suffix: int | torch.Tensor) -> dict[str, torch.Tensor]:
+        """What a family needs beside ``ids`` [B, T] to tell which positions see each other in both directions.
+
+        ``suffix``: how many last positions are an answer; one number for all rows, or [B].
+        """
         match self.family.token_types:
             case "image":
                 return {"token_type_ids": (ids == self._image_token).long()}

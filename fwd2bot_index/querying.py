@@ -234,7 +234,23 @@ class Index:
             answers += [Answer(hit=hit, text=text) for hit, text in zip(batch, texts, strict=True)]
         return answers
 
+    def stored(self, ids: Sequence[str]) -> tuple[Float32, Float32]:
+        """Summary tokens [n, K, D] and embeddings [n, E] of the pictures with these content ids.
+
+        Raises:
+            InputError: one of them is not in the index.
+        """
+        if missing := [id_ for id_ in ids if id_ not in self._row_of]:
+            raise InputError(f"The index in {self.path} does not hold {len(missing)} of these pictures.")
+        embeddings = self._rows.embedding[[self._row_of[id_] for id_ in ids]].astype(np.float32)
+        return self._store.tokens(ids), embeddings
+
     # ---- helpers
+
+    @cached_property
+    def _row_of(self) -> dict[str, int]:
+        """A row of each content id: files with the same bytes have the same tokens."""
+        return {self._rows.row(i)[1]: i for i in range(len(self._rows))}
 
     @cached_property
     def _text_encoder(self) -> TextEncoder | None:

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
+from fwd2bot_eval.results import Estimate
 
-def ranks(similarities: npt.NDArray[np.floating], relevant: Sequence[Sequence[int]]) -> npt.NDArray[np.int64]:
+Floats = npt.NDArray[np.floating]
+RESAMPLES = 1000
+_BLOCK = 2**22
+"""Numbers of a similarity matrix, or weights of resamples, that are in memory at once."""
+
+
+def ranks(similarities: Floats, relevant: Sequence[Sequence[int]]) -> npt.NDArray[np.int64]:
     """Rank, from 1, of each query's best relevant item; ties count against us.
 
     Args:
@@ -22,6 +29,17 @@ def ranks(similarities: npt.NDArray[np.floating], relevant: Sequence[Sequence[in
     return np.asarray(not_worse - own + 1, dtype=np.int64)
 
 
+def ranks_of(queries: Floats, items: Floats, relevant: Sequence[Sequence[int]]) -> npt.NDArray[np.int64]:
+    """`ranks` of dot products of ``queries`` [Q, E] with ``items`` [N, E], some queries at a time: exact, and the
+    [Q, N] matrix is never whole in memory."""
+    step = max(1, _BLOCK // max(1, len(items)))
+    parts = [
+        ranks(queries[start : start + step] @ items.T, relevant[start : start + step])
+        for start in range(0, len(queries), step)
+    ]
+    return np.concatenate(parts) if parts else np.zeros(0, np.int64)
+
+
 def recall_at(ranks: npt.NDArray[np.int64], k: int) -> float:
     """Share of queries with a right answer among the first k."""
     return float((ranks <= k).mean())
@@ -30,3 +48,57 @@ def recall_at(ranks: npt.NDArray[np.int64], k: int) -> float:
 def above_chance(accuracy: float, chance: float) -> float:
     """(accuracy - chance) / (1 - chance): 0 for guessing, 1 for perfect."""
     return (accuracy - chance) / (1 - chance)
+
+
+def estimate(
+    statistics: Floats,
+    clusters: Sequence[str],
+    *,
+    value: Callable[[Floats], Floats] | None = None,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+) -> Estimate:
+    """A score with its 95 % percentile interval by the bootstrap over clusters (Efron and Tibshirani 1993, chapter 13;
+    Cameron, Gelbach and Miller 2008 for the clusters): items of one picture are drawn together.
+
+    Args:
+        statistics: [items] or [items, S], of which sums over items are all that the score needs.
+        clusters: [items], the picture of each.
+        value: from sums [..., S] and, last of them, the number of items [..., S + 1] to the score [...]; None: the mean
+            of the only statistic. It may give NaN where a resample leaves it undefined.
+    Returns:
+        An estimate of no items and value NaN where there are none.
+    """
+    rows = np.asarray(statistics, np.float64).reshape(len(clusters), -1)
+    score = value or (lambda sums: sums[..., 0] / sums[..., -1])
+    if not len(rows):
+        return Estimate(value=float("nan"), low=float("nan"), high=float("nan"), items=0, clusters=0)
+    names, places = np.unique(np.asarray(clusters), return_inverse=True)
+    sums = np.zeros((len(names), rows.shape[1] + 1))
+    np.add.at(sums, places, np.concatenate([rows, np.ones((len(rows), 1))], axis=1))
+    rng = np.random.default_rng(seed)
+    drawn: list[Floats] = []
+    step = max(1, _BLOCK // len(names))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        for start in range(0, resamples, step):
+            count = min(step, resamples - start)
+            weights = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=count)
+            drawn.append(score(weights @ sums))
+        whole = float(score(sums.sum(0)))
+    values = np.concatenate(drawn)
+    values = values[np.isfinite(values)]
+    low, high = np.quantile(values, [0.025, 0.975]) if len(values) else (np.nan, np.nan)
+    return Estimate(value=whole, low=float(low), high=float(high), items=len(rows), clusters=len(names))
+
+
+def macro_average(right: Floats, categories: Sequence[str], clusters: Sequence[str], *, seed: int = 0) -> Estimate:
+    """Mean over categories of each one's mean of ``right`` [items], with its interval."""
+    names = sorted(set(categories))
+    inside = np.array([[c == name for name in names] for c in categories], np.float64).reshape(len(categories), -1)
+    values = np.asarray(right, np.float64)
+
+    def mean(sums: Floats) -> Floats:
+        n = len(names)
+        return np.asarray((sums[..., :n] / sums[..., n : 2 * n]).mean(-1))
+
+    return estimate(np.concatenate([inside * values[:, None], inside], axis=1), clusters, value=mean, seed=seed)

@@ -1,0 +1,303 @@
+"""What is evaluated, behind one interface: a Fwd2Bot model (its pictures compressed here, or from an index), and
+models that only embed.
+
+A *column* is one way of reading a picture: ``k=16`` (the first 16 summary tokens), ``uncompressed`` (all image tokens
+of the base), ``blind`` (no picture), ``other picture`` (the summary tokens of another one: what its answers have over
+``blind`` is style, not sight). Every task that asks questions reports all of them side by side.
+
+Shapes: B pictures of a chunk, n questions, T texts, K summary tokens, D hidden size, E embedding size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+
+from fwd2bot_eval.uncompressed import Uncompressed
+from fwd2bot_index.codec import get_codec
+from fwd2bot_index.errors import InputError
+from fwd2bot_index.likelihoods import AnswerScores
+from fwd2bot_index.model import Fwd2BotModel
+from fwd2bot_index.querying import Index
+
+Float32 = npt.NDArray[np.float32]
+
+UNCOMPRESSED: Final = "uncompressed"
+BLIND: Final = "blind"
+OTHER: Final = "other picture"
+BATCH: Final = 64
+"""Questions that are read at once."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """A picture that was read and decoded."""
+
+    image: Image.Image
+    """RGB, upright."""
+    content_id: str
+    """Of its file: the key in an index."""
+
+
+class Reader(Protocol):
+    """One column, for the pictures of one chunk."""
+
+    def generate(self, rows: Sequence[int], prompts: Sequence[str], *, max_new_tokens: int) -> list[str]:
+        """Greedy answers to ``prompts`` [n] about the pictures in ``rows`` [n] of the chunk."""
+        ...
+
+    def score(self, rows: Sequence[int], prompts: Sequence[str], answers: Sequence[str]) -> tuple[Float32, Float32]:
+        """Log-probability [n] of each answer, summed over its tokens, and the number of its tokens [n]."""
+        ...
+
+
+class Seen(Protocol):
+    """The pictures of one chunk, after the first pass."""
+
+    @property
+    def embedding(self) -> Float32:
+        """[B, E], unit length."""
+        ...
+
+    def reader(self, column: str) -> Reader: ...
+
+
+class Subject(Protocol):
+    """A model under evaluation."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    @property
+    def columns(self) -> Sequence[str]:
+        """The ways in which it reads pictures to answer; none for a model that only embeds."""
+        ...
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What beside the weights decides its scores: a run goes on only under the same."""
+        ...
+
+    @property
+    def decode_side(self) -> int | None: ...
+
+    def see(self, pictures: Sequence[Picture]) -> Seen: ...
+
+    def embed_text(self, texts: Sequence[str]) -> Float32:
+        """[T, E], unit length."""
+        ...
+
+    def matching_question(self, text: str) -> str:
+        """Answered yes or no: whether ``text`` fits the picture."""
+        ...
+
+    @property
+    def caption_prompt(self) -> str:
+        """What a caption answers."""
+        ...
+
+
+class Fwd2BotSubject:
+    """A Fwd2Bot model, trained or training-free.
+
+    Args:
+        ks: how many of the summary tokens to read, each a column; None: all, and powers of two below down to 4 for a
+            trained model.
+        uncompressed: the plain LVLM to compare with; None: the model's own base with its adapters off. Where training
+            changed the base's own weights, that is not the LVLM from before.
+        baselines: whether to answer blind, uncompressed and from another picture as well.
+        index: where tokens and embeddings come from instead of the first pass.
+        codec: that the tokens go through on their way (without an index).
+    Raises:
+        InputError: a k that the model does not have, or an index with a codec of its own beside ``codec``.
+    """
+
+    def __init__(
+        self,
+        model: Fwd2BotModel,
+        *,
+        ks: Sequence[int] | None = None,
+        uncompressed: Fwd2BotModel | None = None,
+        baselines: bool = True,
+        index: Index | None = None,
+        codec: str | None = None,
+    ) -> None:
+        self.model = model
+        self._index = index
+        own = model.num_summary_tokens
+        if ks is None:
+            ks = [own] + ([k for k in (64, 32, 16, 8, 4) if k < own] if model.mode == "trained" else [])
+        self.ks = sorted(set(ks), reverse=True)
+        if bad := [k for k in self.ks if not 1 <= k <= own]:
+            raise InputError(f"{model.name} has {own} summary tokens; it cannot be read at k = {bad[0]}.")
+        if model.mode != "trained" and self.ks != [own]:
+            raise InputError("Tokens of a training-free model are pooled: their first few are no shorter summary.")
+        if index is not None and codec is not None:
+            raise InputError("An index has its own codec; give one or the other.")
+        self._codec = get_codec(codec) if codec is not None else None
+        self._blind = Uncompressed(model, stage="generate")
+        self._uncompressed = Uncompressed(uncompressed or model)
+        self._baselines = baselines
+        self._uncompressed_name = (uncompressed or model).fingerprint
+
+    @property
+    def name(self) -> str:
+        return self.model.name
+
+    @property
+    def fingerprint(self) -> str:
+        return self.model.fingerprint
+
+    @property
+    def columns(self) -> list[str]:
+        own = [f"k={k}" for k in self.ks]
+        return own + ([UNCOMPRESSED, BLIND, OTHER] if self._baselines else [])
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        codec = self._index.manifest.codec if self._index else self._codec.name if self._codec else "none"
+        return {
+            "columns": self.columns,
+            "codec": codec,
+            "index": str(self._index.path) if self._index else None,
+            "uncompressed": self._uncompressed_name if self._baselines else None,
+            "matching_prompt": self.model.config.matching_prompt,
+            "caption_prompt": self.model.config.caption_prompt,
+        }
+
+    @property
+    def decode_side(self) -> int | None:
+        return self.model.decode_side
+
+    def see(self, pictures: Sequence[Picture]) -> Seen:
+        if self._index is not None:
+            stored, embedding = self._index.stored([p.content_id for p in pictures])
+            tokens = torch.from_numpy(stored)
+        else:
+            summary = self.model.compress([p.image for p in pictures])
+            tokens, embedding = summary.tokens.cpu(), summary.embedding.cpu().numpy()
+            if self._codec is not None:
+                _, k, d = tokens.shape
+                tokens = torch.from_numpy(self._codec.decode(self._codec.encode(tokens.numpy()), k=k, d=d))
+        return _SeenTokens(self, pictures, tokens, embedding)
+
+    def embed_text(self, texts: Sequence[str]) -> Float32:
+        parts = [self.model.embed_text(texts[i : i + BATCH]).cpu().numpy() for i in range(0, len(texts), BATCH)]
+        return np.concatenate(parts)
+
+    def matching_question(self, text: str) -> str:
+        return self.model.config.matching_question(text)
+
+    @property
+    def caption_prompt(self) -> str:
+        return self.model.config.caption_prompt
+
+
+class _SeenTokens:
+    def __init__(
+        self, subject: Fwd2BotSubject, pictures: Sequence[Picture], tokens: torch.Tensor, embedding: Float32
+    ) -> None:
+        self.embedding = embedding
+        self._subject = subject
+        self._pictures = pictures
+        self._tokens = tokens
+        """[B, K, D]"""
+
+    def reader(self, column: str) -> Reader:
+        model = self._subject.model
+        match column:
+            case "uncompressed":
+                return _PictureReader(self._subject._uncompressed, [p.image for p in self._pictures])
+            case "blind":
+                return _PictureReader(self._subject._blind, None)
+            case "other picture":
+                return _TokenReader(model, self._others())
+            case _:
+                return _TokenReader(model, self._tokens[:, : int(column.removeprefix("k="))])
+
+    def _others(self) -> torch.Tensor:
+        """[B, K, D]: the next picture's tokens; those of a grey one where the chunk has a single picture."""
+        if len(self._tokens) > 1:
+            return self._tokens.roll(-1, dims=0)
+        grey = Image.new("RGB", self._pictures[0].image.size, (128, 128, 128))
+        return self._subject.model.compress([grey]).tokens.cpu()
+
+
+class _TokenReader:
+    def __init__(self, model: Fwd2BotModel, tokens: torch.Tensor) -> None:
+        self._model = model
+        self._tokens = tokens
+
+    def generate(self, rows: Sequence[int], prompts: Sequence[str], *, max_new_tokens: int) -> list[str]:
+        def ask(part: list[int]) -> list[str]:
+            tokens = self._tokens[[rows[i] for i in part]]
+            return self._model.generate(tokens, [prompts[i] for i in part], max_new_tokens=max_new_tokens)
+
+        return _generate(ask, prompts)
+
+    def score(self, rows: Sequence[int], prompts: Sequence[str], answers: Sequence[str]) -> tuple[Float32, Float32]:
+        def ask(part: list[int]) -> AnswerScores:
+            tokens = self._tokens[[rows[i] for i in part]]
+            return self._model.score_answers(tokens, [prompts[i] for i in part], [answers[i] for i in part])
+
+        return _score(ask, prompts, answers)
+
+
+class _PictureReader:
+    """``pictures`` [B], or None to read without any."""
+
+    def __init__(self, lvlm: Uncompressed, pictures: Sequence[Image.Image] | None) -> None:
+        self._lvlm = lvlm
+        self._pictures = pictures
+
+    def _shown(self, rows: Sequence[int], part: Sequence[int]) -> list[Image.Image] | None:
+        return None if self._pictures is None else [self._pictures[rows[i]] for i in part]
+
+    def generate(self, rows: Sequence[int], prompts: Sequence[str], *, max_new_tokens: int) -> list[str]:
+        def ask(part: list[int]) -> list[str]:
+            shown = self._shown(rows, part)
+            return self._lvlm.generate(shown, [prompts[i] for i in part], max_new_tokens=max_new_tokens)
+
+        return _generate(ask, prompts)
+
+    def score(self, rows: Sequence[int], prompts: Sequence[str], answers: Sequence[str]) -> tuple[Float32, Float32]:
+        def ask(part: list[int]) -> AnswerScores:
+            shown = self._shown(rows, part)
+            return self._lvlm.score_answers(shown, [prompts[i] for i in part], [answers[i] for i in part])
+
+        return _score(ask, prompts, answers)
+
+
+def _generate(ask: Callable[[list[int]], list[str]], prompts: Sequence[str]) -> list[str]:
+    answers = [""] * len(prompts)
+    for part in _by_length(prompts):
+        for i, answer in zip(part, ask(part), strict=True):
+            answers[i] = answer
+    return answers
+
+
+def _score(
+    ask: Callable[[list[int]], AnswerScores], prompts: Sequence[str], answers: Sequence[str]
+) -> tuple[Float32, Float32]:
+    logprob, count = np.zeros(len(prompts), np.float32), np.zeros(len(prompts), np.float32)
+    for part in _by_length([p + a for p, a in zip(prompts, answers, strict=True)]):
+        scores = ask(part)
+        logprob[part] = scores.logprob.float().cpu().numpy()
+        count[part] = scores.num_tokens.cpu().numpy()
+    return logprob, count
+
+
+def _by_length(texts: Sequence[str]) -> Iterator[list[int]]:
+    """Batches of like length: little padding."""
+    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+    for start in range(0, len(order), BATCH):
+        yield order[start : start + BATCH]
