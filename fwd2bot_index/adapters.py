@@ -8,6 +8,7 @@ adapter would have no gradient, and nothing would say so. :meth:`StageAdapters.a
 
 from __future__ import annotations
 
+import logging
 import re
 import warnings
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ SHARED = "shared"
 _WEIGHTS = "adapter_model.safetensors"
 # PEFT's own folders name every tensor from inside its wrapper; written so that PeftModel.from_pretrained reads ours
 _PEFT_PREFIX = "base_model.model."
+# PEFT imports bitsandbytes where it is installed, which then advises every user of a CPU to install faster kernels
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 @dataclass(frozen=True, kw_only=True)

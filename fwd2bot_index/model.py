@@ -555,7 +555,7 @@ class Fwd2BotModel(nn.Module):
                 attention_mask=attention_mask,
                 # 1-D for every family: summary tokens are a sequence, not a grid. Given explicitly, because Qwen would
                 # otherwise reuse the rope deltas of its last picture.
-                position_ids=self._positions(attention_mask),
+                position_ids=self.positions(attention_mask),
                 use_cache=use_cache,
                 logits_to_keep=logits_to_keep,
                 **self.token_types(input_ids, suffix=suffix),
@@ -566,7 +566,7 @@ class Fwd2BotModel(nn.Module):
         return self.base(
             input_ids=ids,
             attention_mask=mask,
-            position_ids=self._positions(mask)[:, -ids.shape[1] :],
+            position_ids=self.positions(mask)[:, -ids.shape[1] :],
             cache=cache,
             use_cache=True,
         )
@@ -585,7 +585,7 @@ class Fwd2BotModel(nn.Module):
         if self.family.mrope and pixels:
             extra["mm_token_type_ids"] = (ids == self._image_token).int()
         else:
-            extra["position_ids"] = self._positions(mask)
+            extra["position_ids"] = self.positions(mask)
         with self._editing(edit or (lambda embeds: embeds)):
             output = self.base.model(input_ids=ids, attention_mask=mask, use_cache=False, **extra)
         return output.last_hidden_state
@@ -616,7 +616,7 @@ class Fwd2BotModel(nn.Module):
             case _:
                 return {}
 
-    def _positions(self, mask: torch.Tensor) -> torch.Tensor:
+    def positions(self, mask: torch.Tensor) -> torch.Tensor:
         """[B, T]: counted from the first token that is not padding."""
         return (mask.cumsum(-1) - 1).clamp(min=0) + self.family.first_position
 

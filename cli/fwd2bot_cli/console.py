@@ -37,6 +37,11 @@ class Output:
         """Whether a bar or a spinner may move on stderr."""
         return not self.quiet and self._err.isatty() and not self.stderr.is_dumb_terminal
 
+    @property
+    def for_eyes(self) -> bool:
+        """Whether stdout is a terminal: tables for a person, not lines for a program."""
+        return self._out.isatty()
+
     # ---- stderr
 
     def message(self, text: str) -> None:

@@ -1,4 +1,4 @@
-"""How far an indexing run is: a bar where stderr is a terminal, else a plain line now and then."""
+"""How far a long run is: a bar where stderr is a terminal, else a plain line now and then."""
 
 from __future__ import annotations
 
@@ -19,14 +19,23 @@ SECONDS_BETWEEN_LINES = 10.0
 
 
 class _Speed(ProgressColumn):
+    def __init__(self, unit: str) -> None:
+        super().__init__()
+        self._unit = unit
+
     def render(self, task: Task) -> Text:
-        return Text(f"{task.speed:.1f} images/s" if task.speed else "")
+        return Text(f"{task.speed:.1f} {self._unit}/s" if task.speed else "")
 
 
-class IndexProgress:
-    """Call it with every :class:`~fwd2bot_index.indexing.Progress`; use it as a context manager around the run."""
+class RunProgress:
+    """Use it as a context manager around the run, and tell it how far that is.
 
-    def __init__(self, output: Output) -> None:
+    Args:
+        unit: what is counted in the speed; ``things``: what is counted in a plain line.
+    """
+
+    def __init__(self, output: Output, *, unit: str = "images", things: str = "files") -> None:
+        self._things = things
         self._output = output
         self._bar: Bar | None = None
         self._last_line = time.monotonic()
@@ -35,21 +44,22 @@ class IndexProgress:
                 TextColumn("{task.description}"),
                 BarColumn(),
                 MofNCompleteColumn(),
-                _Speed(),
+                _Speed(unit),
                 TimeRemainingColumn(),
                 console=output.stderr,
                 transient=True,
             )
             self._task = self._bar.add_task("starting", total=None)
 
-    def __call__(self, progress: Progress) -> None:
+    def update(self, *, phase: str, done: int, total: int | None, skipped: int = 0) -> None:
+        """``total`` None or 0: not known yet, and the bar moves without saying how far."""
         if self._bar is not None:
-            total = progress.total or None  # None: a bar that moves without saying how far
-            self._bar.update(self._task, description=progress.phase, completed=progress.done, total=total)
+            self._bar.update(self._task, description=phase, completed=done, total=total or None)
         elif time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES:
             self._last_line = time.monotonic()
-            skipped = f", {progress.skipped} skipped" if progress.skipped else ""
-            self._output.message(f"{progress.phase}: {progress.done} of {progress.total} files{skipped}")
+            of = f" of {total}" if total else ""
+            left_out = f", {skipped} skipped" if skipped else ""
+            self._output.message(f"{phase}: {done}{of} {self._things}{left_out}")
 
     def __enter__(self) -> Self:
         if self._bar is not None:
@@ -61,3 +71,10 @@ class IndexProgress:
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
+
+
+class IndexProgress(RunProgress):
+    """Call it with every :class:`~fwd2bot_index.indexing.Progress`."""
+
+    def __call__(self, progress: Progress) -> None:
+        self.update(phase=progress.phase, done=progress.done, total=progress.total, skipped=progress.skipped)

@@ -69,10 +69,10 @@ def estimate(
     Returns:
         An estimate of no items and value NaN where there are none.
     """
+    if not len(clusters):
+        return Estimate(value=float("nan"), low=float("nan"), high=float("nan"), items=0, clusters=0)
     rows = np.asarray(statistics, np.float64).reshape(len(clusters), -1)
     score = value or (lambda sums: sums[..., 0] / sums[..., -1])
-    if not len(rows):
-        return Estimate(value=float("nan"), low=float("nan"), high=float("nan"), items=0, clusters=0)
     names, places = np.unique(np.asarray(clusters), return_inverse=True)
     sums = np.zeros((len(names), rows.shape[1] + 1))
     np.add.at(sums, places, np.concatenate([rows, np.ones((len(rows), 1))], axis=1))

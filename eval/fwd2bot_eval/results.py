@@ -89,6 +89,8 @@ class TaskResult:
     machine: str
     command: str
     examples: Sequence[Example] = ()
+    figures: Sequence[str] = ()
+    """Plots, files relative to the run's folder."""
 
     def table(self, title: str) -> Table:
         return next(t for t in self.tables if t.title == title)

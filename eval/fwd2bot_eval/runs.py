@@ -104,6 +104,11 @@ class Task(Protocol[ItemT]):
         """Changes when the data or a setting of the task does."""
         ...
 
+    @property
+    def total(self) -> int:
+        """How many items there are, those without a usable picture included."""
+        ...
+
     def chunks(self) -> Iterator[Chunk[ItemT]]:
         """The same at every call.
 
@@ -161,7 +166,7 @@ class Records:
 class Progress:
     done: int
     """Items."""
-    total: int | None
+    total: int
 
 
 def run(
@@ -171,7 +176,6 @@ def run(
     *,
     allow_missing: bool = False,
     progress: Callable[[Progress], None] | None = None,
-    total: int | None = None,
     command: str = "",
 ) -> TaskResult:
     """Score ``subject`` on ``task``; what ``folder`` holds of the same run is not computed again.
@@ -194,7 +198,7 @@ def run(
             store.write(number, records, pictures, skipped, seconds=before + time.perf_counter() - started)
         done += len(chunk.items)
         if progress is not None:
-            progress(Progress(done=done, total=total))
+            progress(Progress(done=done, total=task.total))
     records_ = store.records()
     if not len(records_):
         raise InputError(f"Nothing could be scored in {task.data}.")
@@ -208,7 +212,7 @@ def run(
         tables=summary.tables,
         items=len(records_),
         skipped=store.skipped(),
-        notes=summary.notes,
+        notes=[*summary.notes, *subject.notes],
         seconds=store.seconds,
         machine=machine(),
         command=command,

@@ -31,6 +31,7 @@ Float32 = npt.NDArray[np.float32]
 UNCOMPRESSED: Final = "uncompressed"
 BLIND: Final = "blind"
 OTHER: Final = "other picture"
+_SHORT_ANSWER: Final = "\nAnswer the question using a single word or phrase."
 BATCH: Final = 64
 """Questions that are read at once."""
 
@@ -105,6 +106,16 @@ class Subject(Protocol):
         """What a caption answers."""
         ...
 
+    @property
+    def short_answer_suffix(self) -> str:
+        """Follows a question that is to be answered in a word or two."""
+        ...
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """What a reader of its scores must know, found out while it was scored; each a sentence."""
+        ...
+
 
 class Fwd2BotSubject:
     """A Fwd2Bot model, trained or training-free.
@@ -117,6 +128,8 @@ class Fwd2BotSubject:
         baselines: whether to answer blind, uncompressed and from another picture as well.
         index: where tokens and embeddings come from instead of the first pass.
         codec: that the tokens go through on their way (without an index).
+        short_answer_suffix: follows open questions; None: LLaVA-1.5's for a training-free LVLM (arXiv 2310.03744), and
+            nothing for a trained model, which learned to answer as its training data does.
     Raises:
         InputError: a k that the model does not have, or an index with a codec of its own beside ``codec``.
     """
@@ -130,6 +143,7 @@ class Fwd2BotSubject:
         baselines: bool = True,
         index: Index | None = None,
         codec: str | None = None,
+        short_answer_suffix: str | None = None,
     ) -> None:
         self.model = model
         self._index = index
@@ -148,6 +162,14 @@ class Fwd2BotSubject:
         self._uncompressed = Uncompressed(uncompressed or model)
         self._baselines = baselines
         self._uncompressed_name = (uncompressed or model).fingerprint
+        if short_answer_suffix is None:
+            short_answer_suffix = "" if model.mode == "trained" else _SHORT_ANSWER
+        self.short_answer_suffix = short_answer_suffix
+        self.notes = (
+            ["Training-free: average-pooled image tokens of a plain LVLM, not a trained compressor."]
+            if model.mode != "trained"
+            else []
+        )
 
     @property
     def name(self) -> str:
@@ -172,6 +194,7 @@ class Fwd2BotSubject:
             "uncompressed": self._uncompressed_name if self._baselines else None,
             "matching_prompt": self.model.config.matching_prompt,
             "caption_prompt": self.model.config.caption_prompt,
+            "short_answer_suffix": self.short_answer_suffix,
         }
 
     @property

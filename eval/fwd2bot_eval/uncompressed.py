@@ -1,7 +1,8 @@
 """The same LVLM without compression, and without the picture: what summary tokens are measured against.
 
 Both are the base as its makers meant it: pictures go through its own forward with all of their image tokens, and
-decoding is transformers' ``generate``.
+decoding is transformers' ``generate``. (Of LLaVA-OneVision only the overview, as everywhere in this package: without
+the further tiles that it cuts from a large picture.)
 
 Shapes: B batch, T positions.
 """
@@ -61,6 +62,8 @@ class Uncompressed:
         said = [completion_ids(model.processor, answer) for answer in answers]
         ids, mask, extra = self._inputs(pictures, prompts, said)
         lengths = torch.tensor([len(s) for s in said], device=model.device)
+        if not (model.family.mrope and pictures is not None):
+            extra["position_ids"] = model.positions(mask)  # not every family's forward leaves the padding out
         with model.stage(self._stage):
             output = model.base(
                 input_ids=ids,

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from fwd2bot_eval.default_model import could_caption, held_out, retrieval_ceiling
-from fwd2bot_eval.metrics import above_chance, ranks, recall_at
+from fwd2bot_eval.metrics import above_chance, estimate, macro_average, ranks, ranks_of, recall_at
 
 
 def test_ties_count_against_us() -> None:
@@ -34,3 +34,60 @@ def test_the_ceiling_is_what_a_perfect_reader_scores() -> None:
     ceiling = retrieval_ceiling([*pool, *pool], captions)
     assert ceiling <= 0.5, "every scene twice: nobody can tell the twins apart"
     assert ceiling == pytest.approx(retrieval_ceiling(pool, captions) / 2)
+
+
+def test_ranks_in_blocks_are_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    queries, items = rng.integers(-2, 3, (37, 4)).astype(float), rng.integers(-2, 3, (23, 4)).astype(float)
+    relevant = [list(rng.choice(23, size=int(rng.integers(1, 4)), replace=False)) for _ in range(37)]
+    whole = ranks(queries @ items.T, relevant)
+    monkeypatch.setattr("fwd2bot_eval.metrics._BLOCK", 50)
+    assert ranks_of(queries, items, relevant).tolist() == whole.tolist()
+    assert ranks_of(queries[:0], items, []).shape == (0,)
+
+
+def test_interval_of_independent_items_is_that_of_the_binomial() -> None:
+    right = np.repeat([1.0, 0.0], [300, 100])
+    found = estimate(right, [str(i) for i in range(400)])
+    assert (found.value, found.items, found.clusters) == (0.75, 400, 400)
+    deviation = 1.96 * (0.75 * 0.25 / 400) ** 0.5
+    assert found.low == pytest.approx(0.75 - deviation, abs=0.01)
+    assert found.high == pytest.approx(0.75 + deviation, abs=0.01)
+
+
+def test_items_of_one_picture_are_drawn_together() -> None:
+    """Ten equal items a picture say no more than one: the interval is that of 40 pictures."""
+    right = np.repeat(np.repeat([1.0, 0.0], [30, 10]), 10)
+    together = estimate(right, [str(i // 10) for i in range(400)])
+    alone = estimate(np.repeat([1.0, 0.0], [30, 10]), [str(i) for i in range(40)])
+    assert together.clusters == 40
+    assert together.high - together.low == pytest.approx(alone.high - alone.low, rel=0.1)
+
+
+def test_a_ratio_of_sums_has_an_interval() -> None:
+    """Precision: of the items said yes, how many are; items not said yes count in neither sum."""
+    said, true = np.array([1.0, 1, 1, 0, 0]), np.array([1.0, 1, 0, 1, 0])
+    found = estimate(
+        np.stack([said * true, said], axis=1), list("abcde"), value=lambda s: s[..., 0] / s[..., 1], resamples=200
+    )
+    assert found.value == pytest.approx(2 / 3)
+    assert 0 <= found.low < found.value < found.high <= 1
+
+
+def test_the_same_seed_gives_the_same_interval_whatever_the_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    right, names = np.random.default_rng(1).random(50), [str(i % 20) for i in range(50)]
+    assert estimate(right, names) == estimate(right, names)
+    assert estimate(right, names) != estimate(right, names, seed=1)
+
+
+def test_nothing_has_no_score() -> None:
+    found = estimate(np.zeros(0), [])
+    assert np.isnan(found.value)
+    assert found.items == 0
+
+
+def test_macro_average_weighs_categories_alike() -> None:
+    right = np.array([1.0, 1, 1, 1, 0])
+    found = macro_average(right, ["a", "a", "a", "a", "b"], list("vwxyz"))
+    assert found.value == pytest.approx(0.5)
+    assert found.items == 5

@@ -1,7 +1,7 @@
 """Benchmarks by name.
 
-A task reads the benchmark's own files and knows nothing of models; :mod:`fwd2bot_eval.runs` runs it. To add one, write a
-class with the five members of :class:`fwd2bot_eval.runs.Task` and name it in ``TASKS``.
+A task reads the benchmark's own files and knows nothing of models; :mod:`fwd2bot_eval.runs` runs it. To add one,
+write a class with the members of :class:`fwd2bot_eval.runs.Task` and name it in ``TASKS``.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -12,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fwd2bot_eval.runs import CHUNK_PICTURES, Chunk, Item, PictureFile
+from fwd2bot_eval.tasks.options import TaskOptions
 from fwd2bot_index.decoding import read_file
 from fwd2bot_index.errors import ImageError, InputError
 
@@ -196,3 +198,55 @@ def signature_of(files: Iterable[Path], **settings: Any) -> str:
         digest.update(f"{file.resolve()} {status.st_size} {status.st_mtime_ns}\n".encode())
     digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
     return digest.hexdigest()
+
+
+def placed(items: Sequence[ItemT], rows: tuple[int, ...]) -> list[ItemT]:
+    """Items about the pictures in ``rows``."""
+    return [dataclasses.replace(item, rows=rows) for item in items]
+
+
+def need_files(options: TaskOptions, names: Sequence[str], source: str) -> list[Path]:
+    """The benchmark's files in ``--data``.
+
+    Raises:
+        InputError: one is not there, or a split is asked for where there is none.
+    """
+    if options.split is not None:
+        raise InputError(f"--split {options.split}: this benchmark has a single one; leave the option out.")
+    files = [options.data / name for name in names]
+    if missing := [f for f in files if not f.is_file()]:
+        raise InputError(f"{missing[0]} is missing ({len(missing)} of {len(files)} files). {source}")
+    return files
+
+
+def json_rows(path: Path, limit: int | None) -> Iterator[tuple[str, str, Any]]:
+    """Where a row is, its key, and the row: of a JSON object of rows, or of a list of them.
+
+    Raises:
+        InputError: the file is neither, or empty.
+    """
+    document = read_json(path)
+    if not isinstance(document, dict | list) or not document:
+        raise InputError(f"{path} holds no items: it should be a JSON object or list of them.")
+    pairs = document.items() if isinstance(document, dict) else enumerate(document)
+    for number, (key, row) in enumerate(pairs):
+        if limit is not None and number >= limit:
+            return
+        yield f"{path}, item {key}", str(key), row
+
+
+def file_name(row: Any, key: str, where: str) -> str:
+    """The name of a picture under ``key``; one that leads out of the folder is refused, since reports show pictures.
+
+    Raises:
+        InputError: there is none, or it is refused.
+    """
+    name = text_of(row, key, where)
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        raise InputError(f"{where} names a picture outside of its folder under {key!r}: {name!r}.")
+    return name
+
+
+def row_picture(path: Path, name: str, where: str) -> PictureFile:
+    """The picture ``name`` in ``path``, which errors name with the row ``where`` it is wanted first."""
+    return dataclasses.replace(picture_file(path, key=name), where=f"{path} ({where})")

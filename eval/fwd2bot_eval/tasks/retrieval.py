@@ -1,0 +1,158 @@
+"""Text to image and image to text among all pictures of a set: the published R@k.
+
+Exact, over every pair. A tie counts against the model, and of several captions of a picture the best one counts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from fwd2bot_eval.metrics import estimate, ranks_of
+from fwd2bot_eval.results import Estimate, Summary, Table
+from fwd2bot_eval.runs import Chunk, Record, Records
+from fwd2bot_eval.scorers import COSINE
+from fwd2bot_eval.subjects import Seen, Subject
+from fwd2bot_eval.tasks.captioned import Captioned, captioned
+from fwd2bot_eval.tasks.files import chunked, placed, signature_of
+from fwd2bot_eval.tasks.notes import coverage_notes
+from fwd2bot_eval.tasks.options import TaskOptions
+
+CUTOFFS: Final = (1, 5, 10)
+_IMAGE: Final = "image"
+_TEXT: Final = "text"
+_IS_TEXT: Final = "is text"
+
+
+class Retrieval:
+    """R@1, R@5 and R@10 both ways, as for Flickr30k and COCO (Karpathy and Fei-Fei 2015, arXiv 1412.2306).
+
+    ``DIR``: as :func:`fwd2bot_eval.tasks.captioned.captioned` reads it. Embeddings only: numbers of summary tokens
+    make no difference.
+
+    Raises:
+        InputError: a file is missing, a row is malformed, or pictures are missing without ``allow_missing``.
+    """
+
+    name = "retrieval"
+
+    def __init__(self, options: TaskOptions) -> None:
+        source = captioned(options)
+        self.data = str(options.data)
+        self.signature = signature_of(
+            source.files,
+            split=options.split,
+            limit=options.limit,
+            allow_missing=options.allow_missing,
+            found=source.found,
+        )
+        self._source = source
+        self._limit = options.limit
+        self.total = sum(1 for _ in source.read(False))
+
+    def chunks(self) -> Iterator[Chunk[Captioned]]:
+        return chunked((([picture]), partial(placed, items)) for picture, items in self._source.read(True))
+
+    def measure(self, subject: Subject, seen: Seen | None, items: Sequence[Captioned]) -> list[Record]:
+        """A record with each picture's embedding, and one with each caption's."""
+        assert seen is not None
+        embedded = subject.embed_text([text for item in items for text in item.references])
+        records: list[Record] = []
+        start = 0
+        for item in items:
+            own = embedded[start : start + len(item.references)]
+            start += len(own)
+            vectors = [(_IMAGE, seen.embedding[item.rows[0]]), *((_TEXT, row) for row in own)]
+            records += [
+                Record(
+                    item=item.id,
+                    cluster=item.cluster,
+                    category=item.category,
+                    numbers={_IS_TEXT: float(kind == _TEXT)},
+                    vectors={kind: vector},
+                )
+                for kind, vector in vectors
+            ]
+        return records
+
+    def summarise(self, records: Records) -> Summary:
+        images, texts = records.vectors(_IMAGE), records.vectors(_TEXT)
+        is_text = records.numbers(_IS_TEXT) > 0
+        # by row, not by key: a picture that is in the set twice has captions of its own each time
+        picture_of_text: list[int] = []
+        captions_of: dict[int, list[int]] = defaultdict(list)
+        categories: list[str] = []
+        clusters: list[str] = []
+        for said, cluster, category in zip(is_text, records.clusters, records.categories, strict=True):
+            if said:
+                captions_of[len(categories) - 1].append(len(picture_of_text))
+                picture_of_text.append(len(categories) - 1)
+            else:
+                categories.append(category)
+                clusters.append(cluster)
+        to_image = ranks_of(texts, images, [[i] for i in picture_of_text])
+        to_text = ranks_of(images, texts, [captions_of[i] for i in range(len(images))])
+        counts = [len(captions_of[i]) for i in range(len(images))]
+        text_categories = [categories[i] for i in picture_of_text]
+        text_clusters = [clusters[i] for i in picture_of_text]
+        tables = [
+            _table(
+                "text -> image",
+                to_image,
+                text_categories,
+                text_clusters,
+                {k: min(1.0, k / len(images)) for k in CUTOFFS},
+                f"{len(texts)} captions among {len(images)} pictures.",
+            ),
+            _table(
+                "image -> text",
+                to_text,
+                categories,
+                clusters,
+                {k: float(np.mean([_chance(len(texts), c, k) for c in counts])) for k in CUTOFFS},
+                f"{len(images)} pictures among {len(texts)} captions.",
+            ),
+        ]
+        return Summary(tables=tables, notes=coverage_notes(len(images), self.total, self._limit))
+
+
+def _chance(texts: int, right: int, k: int) -> float:
+    """That one of ``right`` captions is among the first ``k`` of ``texts`` in random order."""
+    if k > texts - right:
+        return 1.0
+    return 1.0 - math.comb(texts - right, k) / math.comb(texts, k)
+
+
+def _table(
+    title: str,
+    ranks: npt.NDArray[np.int64],
+    categories: Sequence[str],
+    clusters: Sequence[str],
+    chance: dict[int, float],
+    explanation: str,
+) -> Table:
+    rows: dict[str, dict[str, Estimate]] = {}
+    expected: dict[str, float] = {}
+    names = sorted(set(categories))
+    for name in ["all", *(names if len(names) > 1 else [])]:
+        inside = np.array([name in ("all", c) for c in categories])
+        own = [c for c, i in zip(clusters, inside, strict=True) if i]
+        for k in CUTOFFS:
+            row = f"R@{k}" if name == "all" else f"R@{k}, {name}"
+            rows[row] = {COSINE: estimate((ranks[inside] <= k).astype(np.float64), own)}
+            if name == "all":
+                expected[row] = chance[k]
+    return Table(
+        title=title,
+        row_header="score",
+        columns=[COSINE],
+        rows=rows,
+        chance=expected,
+        explanation=f"{explanation} Median rank {np.median(ranks):.0f}.",
+    )

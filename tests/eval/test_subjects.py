@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny_models
+import torch
+
+from fwd2bot_eval.scorers import fit_scores, scorer_names
+from fwd2bot_eval.subjects import BLIND, OTHER, UNCOMPRESSED, Fwd2BotSubject, Picture
+from fwd2bot_index.codec import get_codec
+from fwd2bot_index.config import CompressorConfig
+from fwd2bot_index.decoding import content_id
+from fwd2bot_index.errors import InputError
+from fwd2bot_index.indexing import index_images
+from fwd2bot_index.model import Fwd2BotModel
+from fwd2bot_index.querying import Index
+
+ASKED = ["what is it?", "is it a red dog?", "q"]
+SAID = ["dog", "no", "a cat"]
+ROWS = [0, 2, 2]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Fwd2BotModel:
+    base, processor = tiny_models.build("llava")
+    config = CompressorConfig(num_summary_tokens=8, queries="region", adapters="none", embedding_dim=16)
+    folder = tmp_path_factory.mktemp("model")
+    Fwd2BotModel.from_base(base, processor, config, lora=None).save_pretrained(folder)
+    return Fwd2BotModel.from_pretrained(folder, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def shown(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Picture]]:
+    folder = tmp_path_factory.mktemp("shown")
+    pictures = []
+    for i, image in enumerate(tiny_models.pictures(3)):
+        image.save(folder / f"{i}.png")
+        pictures.append(Picture(image=image, content_id=content_id((folder / f"{i}.png").read_bytes())))
+    return folder, pictures
+
+
+def test_columns_are_ways_of_reading(model: Fwd2BotModel, shown: tuple[Path, list[Picture]]) -> None:
+    subject = Fwd2BotSubject(model, ks=[8, 4])
+    assert subject.columns == ["k=8", "k=4", UNCOMPRESSED, BLIND, OTHER]
+    seen = subject.see(shown[1])
+    tokens = model.compress([p.image for p in shown[1]]).tokens
+    for column, read in (("k=8", tokens), ("k=4", tokens[:, :4]), (OTHER, tokens[[1, 2, 0]])):
+        logprob, count = seen.reader(column).score(ROWS, ASKED, SAID)
+        expected = model.score_answers(read[ROWS], ASKED, SAID)
+        np.testing.assert_allclose(logprob, expected.logprob, rtol=1e-4, atol=1e-4)
+        assert count.tolist() == [3, 2, 5]
+        assert seen.reader(column).generate(ROWS, ASKED, max_new_tokens=2) == model.generate(
+            read[ROWS], ASKED, max_new_tokens=2
+        )
+    sightless = seen.reader(BLIND).score([0, 0, 0], ASKED, SAID)[0]
+    np.testing.assert_array_equal(seen.reader(BLIND).score([1, 2, 1], ASKED, SAID)[0], sightless)
+    whole = seen.reader(UNCOMPRESSED).score(ROWS, ASKED, SAID)[0]
+    assert not np.allclose(whole, seen.reader(UNCOMPRESSED).score([1, 1, 1], ASKED, SAID)[0])
+
+
+def test_order_of_questions_changes_nothing(
+    model: Fwd2BotModel, shown: tuple[Path, list[Picture]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batches are sorted by length inside."""
+    seen = Fwd2BotSubject(model).see(shown[1])
+    whole = seen.reader("k=8").score(ROWS, ASKED, SAID)[0]
+    answers = seen.reader("k=8").generate(ROWS, ASKED, max_new_tokens=3)
+    monkeypatch.setattr("fwd2bot_eval.subjects.BATCH", 2)
+    np.testing.assert_allclose(seen.reader("k=8").score(ROWS[::-1], ASKED[::-1], SAID[::-1])[0][::-1], whole, atol=1e-4)
+    assert seen.reader("k=8").generate(ROWS[::-1], ASKED[::-1], max_new_tokens=3) == answers[::-1]
+
+
+def test_a_single_picture_has_a_grey_one_for_another(model: Fwd2BotModel, shown: tuple[Path, list[Picture]]) -> None:
+    seen = Fwd2BotSubject(model).see(shown[1][:1])
+    own, other = (seen.reader(c).score([0], ["q"], ["dog"])[0] for c in ("k=8", OTHER))
+    assert not np.allclose(own, other)
+
+
+def test_a_codec_and_an_index_give_what_is_stored(
+    model: Fwd2BotModel, shown: tuple[Path, list[Picture]], tmp_path: Path
+) -> None:
+    folder, pictures = shown
+    tokens = model.compress([p.image for p in pictures]).tokens.numpy()
+    codec = get_codec("int2")
+    stored = torch.from_numpy(codec.decode(codec.encode(tokens), k=8, d=tokens.shape[2]))
+    expected = model.score_answers(stored[ROWS], ASKED, SAID).logprob
+    by_codec = Fwd2BotSubject(model, codec="int2")
+    np.testing.assert_allclose(by_codec.see(pictures).reader("k=8").score(ROWS, ASKED, SAID)[0], expected, atol=1e-4)
+
+    index_images([folder], tmp_path / "index", model=model, codec="int2")
+    by_index = Fwd2BotSubject(model, index=Index.open(tmp_path / "index", model=model))
+    seen = by_index.see(pictures)
+    np.testing.assert_allclose(seen.reader("k=8").score(ROWS, ASKED, SAID)[0], expected, atol=2e-2)
+    assert by_index.settings["codec"] == "int2"
+    stranger = Picture(image=pictures[0].image, content_id="0" * 32)
+    with pytest.raises(InputError, match="does not hold 1 of these pictures"):
+        by_index.see([*pictures, stranger])
+
+
+def test_what_makes_no_sense_is_refused(model: Fwd2BotModel) -> None:
+    with pytest.raises(InputError, match="cannot be read at k = 9"):
+        Fwd2BotSubject(model, ks=[9])
+    assert Fwd2BotSubject(model).columns[:2] == ["k=8", "k=4"]
+    assert Fwd2BotSubject(model, baselines=False).columns == ["k=8", "k=4"]
+
+
+def test_training_free_says_so(tmp_path: Path) -> None:
+    base, processor = tiny_models.build("llava")
+    base.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    plain = Fwd2BotModel.from_pretrained(tmp_path, device="cpu", num_summary_tokens=4)
+    subject = Fwd2BotSubject(plain)
+    assert subject.columns[0] == "k=4"
+    assert "Training-free" in subject.notes[0]
+    assert "single word" in subject.short_answer_suffix
+    with pytest.raises(InputError, match="no shorter summary"):
+        Fwd2BotSubject(plain, ks=[4, 2])
+
+
+def test_three_scorers(model: Fwd2BotModel, shown: tuple[Path, list[Picture]]) -> None:
+    subject = Fwd2BotSubject(model, ks=[8])
+    seen = subject.see(shown[1])
+    texts = ["a dog", "two cats", "a dog"]
+    scores = fit_scores(subject, seen, ROWS, texts)
+    assert list(scores) == scorer_names(subject)
+    tokens = model.compress([p.image for p in shown[1]])
+    cosine = (model.embed_text(texts) * tokens.embedding[ROWS]).sum(-1).numpy()
+    np.testing.assert_allclose(scores["cosine"], cosine, atol=1e-5)
+    yes_no = model.loglikelihood(tokens.tokens[ROWS], [f"does this show {t}?" for t in texts], ["yes", "no"]).numpy()
+    np.testing.assert_allclose(scores["matching k=8"], yes_no[:, 0] - yes_no[:, 1], atol=1e-3)
+    said = model.score_answers(tokens.tokens[ROWS], "write a caption.", texts).logprob.numpy()
+    np.testing.assert_allclose(scores["caption k=8"], said, atol=1e-3)
+    np.testing.assert_allclose(scores["caption/blind k=8"], said - scores["text only"], atol=1e-3)
+    assert scores["text only"][0] == scores["text only"][2]
+
+
+class _OnlyEmbeds:
+    columns: Any = ()
+
+
+def test_a_model_that_only_embeds_has_one_scorer() -> None:
+    assert scorer_names(_OnlyEmbeds()) == ["cosine"]  # type: ignore[arg-type]
