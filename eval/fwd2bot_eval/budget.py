@@ -113,7 +113,7 @@ def run_budget(
         points.append((name, k, size, answers[row]["answers"].value))
         for p in pools:
             stored = tokens if p is drawn else _through(p.tokens[:, :k], name)
-            embedded = model.embed_tokens(stored.to(model.device)).detach().cpu().numpy()
+            embedded = _embedded(model, stored)
             found[p.name][row] = {"bytes": bytes_, **_recalls(p, embedded)}
         if progress is not None:
             progress(Progress(done=done, total=len(cells)))
@@ -224,6 +224,13 @@ def _through(tokens: torch.Tensor, name: str) -> torch.Tensor:
     codec = get_codec(name)
     _, k, d = tokens.shape
     return torch.from_numpy(codec.decode(codec.encode(tokens.numpy()), k=k, d=d))
+
+
+@torch.inference_mode()
+def _embedded(model: Fwd2BotModel, tokens: torch.Tensor) -> Floats:
+    """[N, E]: of these tokens alone."""
+    embedded: Floats = model.embed_tokens(tokens.to(model.device)).cpu().numpy()
+    return embedded
 
 
 def _answer(model: Fwd2BotModel, tokens: torch.Tensor, asked: Sequence[tuple[scenes.Question, int]]) -> Floats:

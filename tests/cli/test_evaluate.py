@@ -137,7 +137,7 @@ def test_left_out_items_are_exit_code_3(run: Run, model: Path, data: Path, place
     Path("broken/images/p1.png").write_bytes(b"no picture")
     stopped = run("eval", "winoground", "--model", model, "--data", "broken")
     assert stopped.code == 2
-    assert "p1.png cannot be used" in stopped.sentence
+    assert "broken/images/p1.png (broken/examples.jsonl, line 1) cannot be used" in stopped.sentence
     outcome = run("eval", "winoground", "--model", model, "--data", "broken", "--allow-missing")
     assert outcome.code == 3, outcome.err
     assert all(line.split("\t")[7] == "1" for line in outcome.out.splitlines())

@@ -218,7 +218,7 @@ def test_splits_and_limits(tmp_path: Path) -> None:
     assert any("Only the first 1 rows" in note for note in limited.notes)
     folder = coco(tmp_path / "c")
     (folder / "captions_train2017.json").write_text("{}")
-    with pytest.raises(InputError, match="pick one with --split"):
+    with pytest.raises(InputError, match="name one of them as --data"):
         make_task("captions", TaskOptions(data=folder))
     assert evaluate(folder, Captioner(first_reference), tmp_path / "u", split="val2017", limit=1).items == 1
 
@@ -259,7 +259,7 @@ def test_files_that_hold_no_captions(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"test\.parquet has no column 'captions'"):
         make_task("captions", TaskOptions(data=captions(tmp_path, key="qa")))
     (tmp_path / "other.json").write_text('{"images": []}')
-    with pytest.raises(InputError, match=r"other\.json has no list under 'annotations'"):
+    with pytest.raises(InputError, match=r"other\.json has no list under 'images'"):
         make_task("captions", TaskOptions(data=tmp_path / "other.json"))
 
 
