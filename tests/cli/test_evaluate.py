@@ -153,3 +153,16 @@ def test_ctrl_c_says_that_what_was_scored_is_kept(
     outcome = run("eval", "winoground", "--model", model, "--data", data)
     assert outcome.code == 130
     assert "the same command goes on" in outcome.err
+
+
+def test_the_budget_of_drawn_scenes(run: Run, model: Path, place: Path) -> None:
+    outcome = run("eval", "budget", "--model", model, "--k", "4,1", "--limit", "2", "--out", "b", "--json", "b.json")
+    assert outcome.code == 0, outcome.err
+    rows = [line.split("\t") for line in outcome.out.splitlines()]
+    sizes = {r[1]: float(r[4]) for r in rows if r[0] == "answers" and r[3] == "bytes"}
+    assert sizes["k=4 float16"] == 4 * sizes["k=1 float16"] == 4 * 2 * tiny_models.HIDDEN
+    assert json.loads(Path("b.json").read_text())["settings"]["ks"] == [4, 1]
+    assert Path("b/report.md").is_file()
+    refused = run("eval", "budget", "--model", f"base:{model}")
+    assert refused.code == 2
+    assert "training-free" in refused.sentence
