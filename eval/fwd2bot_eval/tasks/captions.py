@@ -27,7 +27,6 @@ from fwd2bot_eval.tasks.captioned import Captioned, captioned
 from fwd2bot_eval.tasks.files import (
     chunked,
     placed,
-    signature_of,
 )
 from fwd2bot_eval.tasks.notes import coverage_notes, quoted
 from fwd2bot_eval.tasks.options import TaskOptions
@@ -57,13 +56,7 @@ class Captions:
             for item in items:
                 _check_words(item)
         self.data = str(options.data)
-        self.signature = signature_of(
-            source.files,
-            split=options.split,
-            limit=options.limit,
-            allow_missing=options.allow_missing,
-            found=source.found,
-        )
+        self.signature = source.signature(options)
         self._source = source
         self._limit = options.limit
         self.total = sum(1 for _ in source.read(False))

@@ -20,7 +20,7 @@ from fwd2bot_eval.runs import Chunk, Record, Records
 from fwd2bot_eval.scorers import COSINE
 from fwd2bot_eval.subjects import Seen, Subject
 from fwd2bot_eval.tasks.captioned import Captioned, captioned
-from fwd2bot_eval.tasks.files import chunked, placed, signature_of
+from fwd2bot_eval.tasks.files import chunked, placed
 from fwd2bot_eval.tasks.notes import coverage_notes
 from fwd2bot_eval.tasks.options import TaskOptions
 
@@ -45,13 +45,7 @@ class Retrieval:
     def __init__(self, options: TaskOptions) -> None:
         source = captioned(options)
         self.data = str(options.data)
-        self.signature = signature_of(
-            source.files,
-            split=options.split,
-            limit=options.limit,
-            allow_missing=options.allow_missing,
-            found=source.found,
-        )
+        self.signature = source.signature(options)
         self._source = source
         self._limit = options.limit
         self.total = sum(1 for _ in source.read(False))

@@ -78,6 +78,16 @@ class Source(Generic[ItemT]):
     found: int | None = None
     """How many of the picture files are there: more of them make another run."""
 
+    def signature(self, options: TaskOptions) -> str:
+        """Of a run over these items."""
+        return signature_of(
+            self.files,
+            split=options.split,
+            limit=options.limit,
+            allow_missing=options.allow_missing,
+            found=self.found,
+        )
+
 
 def as_asked(question: str) -> str:
     """A question as the bundled model's training tidies it: on one line, without underscores and spaces before
@@ -170,13 +180,7 @@ class QuestionTask(Generic[QuestionT]):
 
     def __init__(self, options: TaskOptions, source: Source[QuestionT]) -> None:
         self.data = str(options.data)
-        self.signature = signature_of(
-            source.files,
-            split=options.split,
-            limit=options.limit,
-            allow_missing=options.allow_missing,
-            found=source.found,
-        )
+        self.signature = source.signature(options)
         self._source = source
         self._limit = options.limit
         # all rows are looked at before hours are spent on the first of them
