@@ -29,7 +29,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fwd2bot_eval.results import Example, Skipped, Summary, TaskResult
-from fwd2bot_eval.subjects import Float32, Picture, Seen, Subject
+from fwd2bot_eval.subjects import Float32, Picture, Seen, Subject, TextTooLongError
 from fwd2bot_index.decoding import MAX_SIDE, content_id, decode_image
 from fwd2bot_index.errors import ImageError, InputError, ModelError
 
@@ -193,7 +193,10 @@ def run(
         if not store.has(number):
             pictures, items, skipped = _read(chunk, subject, allow_missing=allow_missing)
             seen = subject.see(pictures) if pictures else None
-            records = task.measure(subject, seen, items) if items else []
+            try:
+                records = task.measure(subject, seen, items) if items else []
+            except TextTooLongError as e:
+                raise InputError(f"{task.data}, item {_of_text(items, e.text)}: {e}") from e
             _check(records)
             store.write(number, records, pictures, skipped, seconds=before + time.perf_counter() - started)
         done += len(chunk.items)
@@ -293,6 +296,17 @@ def _read(
         if all(r in place for r in item.rows)
     ]
     return pictures, items, skipped
+
+
+def _of_text(items: Sequence[Item], text: str) -> str:
+    """The id of the item that ``text`` is of, or was made from."""
+
+    def said(value: Any) -> bool:
+        if isinstance(value, tuple):
+            return any(said(v) for v in value)
+        return isinstance(value, str) and len(value) > len(text) // 2 and value in text
+
+    return next((i.id for i in items if any(said(v) for v in vars(i).values())), "unknown")
 
 
 def _check(records: Sequence[Record]) -> None:

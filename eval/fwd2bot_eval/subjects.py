@@ -32,6 +32,8 @@ UNCOMPRESSED: Final = "uncompressed"
 BLIND: Final = "blind"
 OTHER: Final = "other picture"
 _SHORT_ANSWER: Final = "\nAnswer the question using a single word or phrase."
+_PROMPT_TOKENS: Final = 64
+"""Room for the chat template and the prompt around a text."""
 BATCH: Final = 64
 """Questions that are read at once."""
 
@@ -44,6 +46,14 @@ class Picture:
     """RGB, upright."""
     content_id: str
     """Of its file: the key in an index."""
+
+
+class TextTooLongError(InputError):
+    """A text of the data set that the model cannot read whole; cutting it would score another text."""
+
+    def __init__(self, text: str, *, tokens: int, limit: int) -> None:
+        super().__init__(f"The text {text[:40]!r}... has {tokens} tokens; the model reads {limit}.")
+        self.text = text
 
 
 class Reader(Protocol):
@@ -213,7 +223,24 @@ class Fwd2BotSubject:
                 tokens = torch.from_numpy(self._codec.decode(self._codec.encode(tokens.numpy()), k=k, d=d))
         return _SeenTokens(self, pictures, tokens, embedding)
 
+    def check_lengths(self, texts: Sequence[str]) -> None:
+        """
+        Raises:
+            TextTooLongError: one has more tokens than the LLM has positions for, beside its prompt and picture.
+        """
+        config = self.model.base.config.get_text_config()
+        positions = getattr(config, "max_position_embeddings", None)
+        if positions is None:
+            return
+        limit = positions - self.model.num_summary_tokens - _PROMPT_TOKENS
+        for text in texts:
+            if len(text.encode()) > limit:  # a token is a byte at least
+                count = len(self.model.processor.tokenizer(text, add_special_tokens=False)["input_ids"])
+                if count > limit:
+                    raise TextTooLongError(text, tokens=count, limit=limit)
+
     def embed_text(self, texts: Sequence[str]) -> Float32:
+        self.check_lengths(texts)
         parts = [self.model.embed_text(texts[i : i + BATCH]).cpu().numpy() for i in range(0, len(texts), BATCH)]
         return np.concatenate(parts)
 
@@ -236,16 +263,18 @@ class _SeenTokens:
         """[B, K, D]"""
 
     def reader(self, column: str) -> Reader:
-        model = self._subject.model
+        subject = self._subject
+        reader: Reader
         match column:
             case "uncompressed":
-                return _PictureReader(self._subject._uncompressed, [p.image for p in self._pictures])
+                reader = _PictureReader(subject._uncompressed, [p.image for p in self._pictures])
             case "blind":
-                return _PictureReader(self._subject._blind, None)
+                reader = _PictureReader(subject._blind, None)
             case "other picture":
-                return _TokenReader(model, self._others())
+                reader = _TokenReader(subject.model, self._others())
             case _:
-                return _TokenReader(model, self._tokens[:, : int(column.removeprefix("k="))])
+                reader = _TokenReader(subject.model, self._tokens[:, : int(column.removeprefix("k="))])
+        return _CheckedReader(subject, reader)
 
     def _others(self) -> torch.Tensor:
         """[B, K, D]: the next picture's tokens; those of a grey one where the chunk has a single picture."""
@@ -253,6 +282,22 @@ class _SeenTokens:
             return self._tokens.roll(-1, dims=0)
         grey = Image.new("RGB", self._pictures[0].image.size, (128, 128, 128))
         return self._subject.model.compress([grey]).tokens.cpu()
+
+
+class _CheckedReader:
+    """Refuses what the model cannot read whole."""
+
+    def __init__(self, subject: Fwd2BotSubject, reader: Reader) -> None:
+        self._subject = subject
+        self._reader = reader
+
+    def generate(self, rows: Sequence[int], prompts: Sequence[str], *, max_new_tokens: int) -> list[str]:
+        self._subject.check_lengths(prompts)
+        return self._reader.generate(rows, prompts, max_new_tokens=max_new_tokens)
+
+    def score(self, rows: Sequence[int], prompts: Sequence[str], answers: Sequence[str]) -> tuple[Float32, Float32]:
+        self._subject.check_lengths([p + a for p, a in zip(prompts, answers, strict=True)])
+        return self._reader.score(rows, prompts, answers)
 
 
 class _TokenReader:

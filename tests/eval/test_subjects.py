@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,11 @@ import pytest
 import tiny_models
 import torch
 
+from fwd2bot_eval.runs import run
 from fwd2bot_eval.scorers import fit_scores, scorer_names
-from fwd2bot_eval.subjects import BLIND, OTHER, UNCOMPRESSED, Fwd2BotSubject, Picture
+from fwd2bot_eval.subjects import BLIND, OTHER, UNCOMPRESSED, Fwd2BotSubject, Picture, TextTooLongError
+from fwd2bot_eval.tasks import make_task
+from fwd2bot_eval.tasks.options import TaskOptions
 from fwd2bot_index.codec import get_codec
 from fwd2bot_index.config import CompressorConfig
 from fwd2bot_index.decoding import content_id
@@ -135,6 +139,34 @@ def test_three_scorers(model: Fwd2BotModel, shown: tuple[Path, list[Picture]]) -
     np.testing.assert_allclose(scores["caption k=8"], said, atol=1e-3)
     np.testing.assert_allclose(scores["caption/blind k=8"], said - scores["text only"], atol=1e-3)
     assert scores["text only"][0] == scores["text only"][2]
+
+
+def test_a_text_beyond_the_models_length_is_refused_not_cut(
+    model: Fwd2BotModel, shown: tuple[Path, list[Picture]], tmp_path: Path
+) -> None:
+    """Tiny models have 512 positions and a token a character; 8 summary tokens and the prompt take some."""
+    subject = Fwd2BotSubject(model)
+    assert subject.embed_text(["x" * 440]).shape == (1, 16)
+    with pytest.raises(TextTooLongError, match="has 441 tokens; the model reads 440"):
+        subject.embed_text(["x" * 441])
+    reader = subject.see(shown[1]).reader("k=8")
+    with pytest.raises(TextTooLongError):
+        reader.generate([0], ["x" * 441], max_new_tokens=1)
+    with pytest.raises(TextTooLongError):
+        reader.score([0], ["q"], ["x" * 440])
+
+    data = tmp_path / "data"
+    (data / "images").mkdir(parents=True)
+    for i, picture in enumerate(shown[1]):
+        picture.image.save(data / "images" / f"{i}.png")
+    rows = [
+        {"filename": f"{i}.png", "split": "test", "sentences": [{"raw": "a dog"}, {"raw": "long " * (100 * i)}]}
+        for i in (1, 2)
+    ]
+    rows[0]["sentences"][1] = {"raw": "a cat"}  # type: ignore[index]
+    (data / "dataset_flickr30k.json").write_text(json.dumps({"images": rows}))
+    with pytest.raises(InputError, match=r"data, item 2\.png: The text 'long long"):
+        run(make_task("retrieval", TaskOptions(data=data)), subject, tmp_path / "out")
 
 
 class _OnlyEmbeds:
