@@ -91,3 +91,17 @@ def test_macro_average_weighs_categories_alike() -> None:
     found = macro_average(right, ["a", "a", "a", "a", "b"], list("vwxyz"))
     assert found.value == pytest.approx(0.5)
     assert found.items == 5
+
+
+def test_recall_is_trec_evals_success() -> None:
+    """Against pytrec_eval, which mteb scores by: the share of queries with a relevant item among the first k."""
+    trec = pytest.importorskip("pytrec_eval")
+    rng = np.random.default_rng(3)
+    queries, items = rng.normal(size=(40, 6)), rng.normal(size=(60, 6))
+    relevant = [sorted(rng.choice(60, size=int(rng.integers(1, 5)), replace=False).tolist()) for _ in range(40)]
+    judged = {f"q{q}": {f"d{d}": 1 for d in right} for q, right in enumerate(relevant)}
+    scores = {f"q{q}": {f"d{d}": float(s) for d, s in enumerate(row)} for q, row in enumerate(queries @ items.T)}
+    each = trec.RelevanceEvaluator(judged, {"success"}).evaluate(scores).values()
+    found = ranks_of(queries, items, relevant)
+    for k in (1, 5, 10):
+        assert recall_at(found, k) == pytest.approx(np.mean([e[f"success_{k}"] for e in each]))

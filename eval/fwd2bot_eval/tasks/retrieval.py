@@ -1,6 +1,7 @@
 """Text to image and image to text among all pictures of a set: the published R@k.
 
-Exact, over every pair. A tie counts against the model, and of several captions of a picture the best one counts.
+Exact, over every pair. A tie counts against the model, and of several captions of a picture the best one counts. Where
+pictures have categories (nocaps' domains), each is searched for among all pictures, not among its category's.
 """
 
 from __future__ import annotations
@@ -14,20 +15,25 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from fwd2bot_eval.metrics import estimate, ranks_of
+from fwd2bot_eval.metrics import RESAMPLES, estimate, ranks_of
 from fwd2bot_eval.results import Estimate, Summary, Table
 from fwd2bot_eval.runs import Chunk, Record, Records
 from fwd2bot_eval.scorers import COSINE
-from fwd2bot_eval.subjects import Seen, Subject
+from fwd2bot_eval.subjects import Float32, Seen, Subject
 from fwd2bot_eval.tasks.captioned import Captioned, captioned
 from fwd2bot_eval.tasks.files import chunked, placed
 from fwd2bot_eval.tasks.notes import coverage_notes
 from fwd2bot_eval.tasks.options import TaskOptions
+from fwd2bot_eval.tasks.vqa_base import ALL
+from fwd2bot_index.errors import ModelError
 
 CUTOFFS: Final = (1, 5, 10)
+MEDIAN: Final = "median rank"
 _IMAGE: Final = "image"
 _TEXT: Final = "text"
 _IS_TEXT: Final = "is text"
+_BLOCK: Final = 2**22
+"""Numbers of resampled ranks that are in memory at once."""
 
 
 class Retrieval:
@@ -54,7 +60,11 @@ class Retrieval:
         return chunked((([picture]), partial(placed, items)) for picture, items in self._source.read(True))
 
     def measure(self, subject: Subject, seen: Seen | None, items: Sequence[Captioned]) -> list[Record]:
-        """A record with each picture's embedding, and one with each caption's."""
+        """A record with each picture's embedding, followed by one with each of its captions'.
+
+        Raises:
+            ModelError: an embedding is not a number. Nothing compares as better than NaN, so its rank would be 1.
+        """
         assert seen is not None
         embedded = subject.embed_text([text for item in items for text in item.references])
         records: list[Record] = []
@@ -62,16 +72,10 @@ class Retrieval:
         for item in items:
             own = embedded[start : start + len(item.references)]
             start += len(own)
-            vectors = [(_IMAGE, seen.embedding[item.rows[0]]), *((_TEXT, row) for row in own)]
+            records.append(_record(item, f"picture:{item.id}", _IMAGE, seen.embedding[item.rows[0]]))
             records += [
-                Record(
-                    item=item.id,
-                    cluster=item.cluster,
-                    category=item.category,
-                    numbers={_IS_TEXT: float(kind == _TEXT)},
-                    vectors={kind: vector},
-                )
-                for kind, vector in vectors
+                _record(item, f"text:{item.id}:{n}", _TEXT, vector, caption=item.references[n])
+                for n, vector in enumerate(own)
             ]
         return records
 
@@ -101,7 +105,7 @@ class Retrieval:
                 to_image,
                 text_categories,
                 text_clusters,
-                {k: min(1.0, k / len(images)) for k in CUTOFFS},
+                {k: np.full(len(texts), min(1.0, k / len(images))) for k in CUTOFFS},
                 f"{len(texts)} captions among {len(images)} pictures.",
             ),
             _table(
@@ -109,7 +113,7 @@ class Retrieval:
                 to_text,
                 categories,
                 clusters,
-                {k: float(np.mean([_chance(len(texts), c, k) for c in counts])) for k in CUTOFFS},
+                {k: np.array([_chance(len(texts), c, k) for c in counts]) for k in CUTOFFS},
                 f"{len(images)} pictures among {len(texts)} captions.",
             ),
         ]
@@ -123,30 +127,60 @@ def _chance(texts: int, right: int, k: int) -> float:
     return 1.0 - math.comb(texts - right, k) / math.comb(texts, k)
 
 
+def _record(item: Captioned, name: str, kind: str, vector: Float32, *, caption: str | None = None) -> Record:
+    if not np.isfinite(vector).all():
+        raise ModelError(f"The model's embedding of {name} ({item.where}) is not a number.")
+    return Record(
+        item=name,
+        cluster=item.cluster,
+        category=item.category,
+        numbers={_IS_TEXT: float(kind == _TEXT)},
+        texts={} if caption is None else {"caption": caption},
+        vectors={kind: vector},
+    )
+
+
 def _table(
     title: str,
     ranks: npt.NDArray[np.int64],
     categories: Sequence[str],
     clusters: Sequence[str],
-    chance: dict[int, float],
+    chance: dict[int, npt.NDArray[np.float64]],
     explanation: str,
 ) -> Table:
+    """Of queries: their ranks, categories, clusters and, by cutoff, chances [Q]."""
     rows: dict[str, dict[str, Estimate]] = {}
     expected: dict[str, float] = {}
     names = sorted(set(categories))
-    for name in ["all", *(names if len(names) > 1 else [])]:
-        inside = np.array([name in ("all", c) for c in categories])
+    for name in [ALL, *(names if len(names) > 1 else [])]:
+        inside = np.array([name in (ALL, c) for c in categories])
         own = [c for c, i in zip(clusters, inside, strict=True) if i]
+        suffix = "" if name == ALL else f", {name}"
         for k in CUTOFFS:
-            row = f"R@{k}" if name == "all" else f"R@{k}, {name}"
-            rows[row] = {COSINE: estimate((ranks[inside] <= k).astype(np.float64), own)}
-            if name == "all":
-                expected[row] = chance[k]
-    return Table(
-        title=title,
-        row_header="score",
-        columns=[COSINE],
-        rows=rows,
-        chance=expected,
-        explanation=f"{explanation} Median rank {np.median(ranks):.0f}.",
+            rows[f"R@{k}{suffix}"] = {COSINE: estimate((ranks[inside] <= k).astype(np.float64), own)}
+            expected[f"R@{k}{suffix}"] = float(chance[k][inside].mean())
+        rows[MEDIAN + suffix] = {COSINE: median_estimate(ranks[inside], own)}
+    return Table(title=title, row_header="score", columns=[COSINE], rows=rows, chance=expected, explanation=explanation)
+
+
+def median_estimate(values: npt.NDArray[np.int64], clusters: Sequence[str], *, seed: int = 0) -> Estimate:
+    """The median of ``values`` [items] with its 95 % interval, by the same bootstrap over ``clusters`` [items] as
+    :func:`fwd2bot_eval.metrics.estimate`, which a median is no case of: sums do not give it."""
+    order = np.argsort(values, kind="stable")
+    ranked = np.asarray(values, np.float64)[order]
+    names, places = np.unique(np.asarray(clusters), return_inverse=True)
+    places = places[order]
+    rng = np.random.default_rng(seed)
+    drawn: list[npt.NDArray[np.float64]] = []
+    step = max(1, _BLOCK // len(ranked))
+    for start in range(0, RESAMPLES, step):
+        count = min(step, RESAMPLES - start)
+        weights = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=count)
+        upto = weights[:, places].cumsum(axis=1)
+        half = upto[:, -1:] / 2
+        # of an even number of items, halfway between the two in the middle
+        drawn.append((ranked[(upto >= half).argmax(axis=1)] + ranked[(upto > half).argmax(axis=1)]) / 2)
+    low, high = np.quantile(np.concatenate(drawn), [0.025, 0.975])
+    return Estimate(
+        value=float(np.median(ranked)), low=float(low), high=float(high), items=len(ranked), clusters=len(names)
     )
