@@ -21,7 +21,11 @@ def ranks(similarities: Floats, relevant: Sequence[Sequence[int]]) -> npt.NDArra
     Args:
         similarities: [Q, N].
         relevant: for each query the columns that are right answers.
+    Raises:
+        ValueError: a similarity is NaN or infinite.
     """
+    if not np.isfinite(similarities).all():
+        raise ValueError("a similarity is not a number: nothing compares with it, and it would rank first")
     best = np.array([similarities[q, list(columns)].max() for q, columns in enumerate(relevant)])
     not_worse = (similarities >= best[:, None]).sum(axis=1)
     # the relevant items that are as good as the best one are no rivals of it

@@ -33,6 +33,8 @@ def markdown_table(table: Table, *, intervals: bool = True) -> str:
 def _value(estimate: Estimate | None, intervals: bool) -> str:
     if estimate is None or math.isnan(estimate.value):
         return "–"
+    if estimate.low == estimate.high == estimate.value == round(estimate.value) and abs(estimate.value) >= 10:
+        return f"{estimate.value:.0f}"  # bytes
     number = f"{estimate.value:.3f}" if abs(estimate.value) < 10 else f"{estimate.value:.1f}"
     if not intervals or estimate.low == estimate.high == estimate.value:
         return number

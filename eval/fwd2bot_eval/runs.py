@@ -147,8 +147,15 @@ class Records:
 
     def vectors(self, name: str) -> Float32:
         """[records that have it, E]."""
-        rows = [v for v in self.column(name) if v is not None]
-        return np.array(rows, np.float32).reshape(len(rows), -1)
+        parts: list[Float32] = []
+        for file in self._files:
+            with pq.ParquetFile(file) as parquet:
+                if name not in parquet.schema_arrow.names:
+                    continue
+                there = parquet.read(columns=[name]).column(0).drop_null().combine_chunks()
+            if len(there):  # by Arrow's own buffer: Python's floats would take ten times the memory
+                parts.append(there.flatten().to_numpy().reshape(len(there), -1))
+        return np.concatenate(parts) if parts else np.zeros((0, 0), np.float32)
 
     @property
     def clusters(self) -> list[str]:
@@ -315,6 +322,9 @@ def _check(records: Sequence[Record]) -> None:
         for name, value in record.numbers.items():
             if not np.isfinite(value):
                 raise ModelError(f"The model's {name} of item {record.item} is not a number.")
+        for name, vector in record.vectors.items():
+            if not np.isfinite(vector).all():
+                raise ModelError(f"The model's {name} embedding of item {record.item} is not finite.")
 
 
 class _Store:

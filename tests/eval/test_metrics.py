@@ -11,6 +11,11 @@ def test_ties_count_against_us() -> None:
     assert ranks(np.array([[0.1, 0.9, 0.9, 0.2]]), [[1]]).tolist() == [2]
 
 
+def test_what_is_no_number_does_not_rank_first() -> None:
+    with pytest.raises(ValueError, match="not a number"):
+        ranks(np.array([[np.nan, 0.5]]), [[0]])
+
+
 def test_the_best_of_several_right_answers_counts() -> None:
     assert ranks(np.array([[0.5, 0.9, 0.7]]), [[0, 2]]).tolist() == [2]
     assert ranks(np.array([[0.5, 0.9, 0.9]]), [[1, 2]]).tolist() == [1], "right answers are no rivals of each other"

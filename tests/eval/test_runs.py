@@ -96,6 +96,9 @@ class RedTask:
                 cluster=item.id[0],
                 category=item.category,
                 numbers={"right": float((seen[item.rows[0]] > 100) == item.answer), "seen": seen[item.rows[0]]},
+                vectors={"vector": np.array([10.0, 1.0], np.float32)}
+                if item.id.endswith("0") and not item.answer
+                else {},
                 right=(seen[item.rows[0]] > 100) == item.answer,
                 shown="it is *red*",
                 rows=item.rows,
@@ -218,6 +221,9 @@ def test_records_can_be_read_by_column(tmp_path: Path) -> None:
     assert records.column("item")[:3] == ["a-0", "a-1", "b-0"]
     assert records.numbers("seen").tolist() == [10.0, 10.0, 250.0, 250.0] * 3 + [10.0, 10.0]
     assert np.isnan(records.numbers("absent")).all()
+    assert records.vectors("absent").shape == (0, 0)
+    expected = np.array([[10.0, 1.0]] * 4, np.float32)
+    np.testing.assert_array_equal(records.vectors("vector"), expected)
     assert len(records) == 14
 
 
