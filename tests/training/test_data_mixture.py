@@ -264,6 +264,41 @@ def test_a_scene_has_a_hard_negative_that_differs_by_an_edit() -> None:
             assert {*negative.split()} & {*(e.caption or "").split()}, "nearly true"
 
 
+def test_a_scene_brings_as_many_hard_negatives_as_asked_for_swaps_first() -> None:
+    def drawn(**keys: Any) -> list[Example]:
+        return mixture(SceneSource(size=24, **keys), batch_size=300).batch(0)[1]
+
+    assert all(not e.negatives for e in drawn(hard_negatives=0))
+    several = drawn(hard_negatives=2, relation_captions=1.0)
+    assert sum(len(e.negatives) == 2 for e in several) > 280
+    assert all(len(set(e.negatives)) == len(e.negatives) for e in several)
+    # the same words in another order: a swap
+    related = [e for e in several if any(r in (e.caption or "") for r in scenes.RELATIONS)]
+    swapped = [any(sorted(n.split()) == sorted((e.caption or "").split()) for n in e.negatives) for e in related]
+    assert len(related) > 200
+    assert np.mean(swapped) > 0.6
+
+
+def test_captions_relate_objects_as_often_as_asked_for() -> None:
+    def related(share: float) -> int:
+        m = mixture(SceneSource(size=24, relation_captions=share), batch_size=200)
+        return sum(any(r in (e.caption or "") for r in scenes.RELATIONS) for e in m.batch(0)[1])
+
+    assert related(0.0) == 0
+    assert related(1.0) > 2 * related(0.3) > 50
+
+
+def test_favored_questions_come_more_often() -> None:
+    def asked(**keys: Any) -> Counter[str]:
+        m = mixture(SceneSource(size=24, **keys), batch_size=300, max_segments=20)
+        return Counter(s.kind for e in m.batch(0)[1] for s in e.segments)
+
+    plain, favored = asked(), asked(favored=("count", "exist"))
+    assert favored["count"] > 1.1 * plain["count"]
+    assert favored["exist"] > 1.1 * plain["exist"]
+    assert favored["color"] < plain["color"]
+
+
 def test_questions_and_objects_keep_to_a_budget() -> None:
     for e in mixture(SceneSource(size=24), batch_size=30, max_segments=20).batch(0)[1]:
         objects = e.segments[-1].answer.count(",") + 1
@@ -283,9 +318,19 @@ def test_scenes_from_the_settings() -> None:
         data = DataConfig(sources=(SourceConfig(name="s", kind="scenes", **keys),))
         return Mixture.from_config(data, root=None, seed=0, batch_size=1).sources[0]
 
-    assert source(size=40, partial_captions=0.5, curriculum_steps=9, split="val") == SceneSource(
-        name="s", size=40, partial_captions=0.5, curriculum_steps=9, held_out=True
-    )
+    keys: dict[str, Any] = {
+        "size": 40,
+        "partial_captions": 0.5,
+        "relation_captions": 0.7,
+        "hard_negatives": 2,
+        "favored": ("count",),
+        "curriculum_steps": 9,
+    }
+    assert source(**keys, split="val") == SceneSource(name="s", **keys, held_out=True)
+    with pytest.raises(InputError, match="favored has 'colour'; there are exist, count"):
+        source(favored=("colour",))
+    with pytest.raises(InputError, match="relation_captions are shares"):
+        source(relation_captions=1.5)
     with pytest.raises(InputError, match="split is train or val, not 'test'"):
         source(split="test")
 

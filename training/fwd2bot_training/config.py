@@ -24,6 +24,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from fwd2bot_index.config import MAX_SUMMARY_TOKENS, Queries
 from fwd2bot_index.errors import InputError
+from fwd2bot_index.scenes import QUESTION_TYPES
 
 T = TypeVar("T")
 PREVIOUS = "previous"
@@ -31,7 +32,10 @@ SMALL_LLAVA = "small-llava"
 
 Objective = Literal["double-pass", "single-pass", "lvlm", "words"]
 Compressor = Literal["llm", "pooling", "resampler"]
-SourceKind = Literal["scenes", "parquet", "conversations", "webdataset", "folder", "datasets"]
+SourceKind = Literal["scenes", "grids", "parquet", "conversations", "webdataset", "folder", "datasets"]
+
+DRAWN: tuple[SourceKind, ...] = ("scenes", "grids")
+"""Sources that draw their pictures."""
 
 
 def key(default: T, help: str) -> T:
@@ -136,31 +140,43 @@ class SourceConfig:
     name: str = _required("label in logs and reports")
     kind: SourceKind = key(
         "parquet",
-        "`scenes`: drawn pictures, no data needed; `parquet`: an image column with captions, qa or word; "
+        "`scenes`: drawn pictures, no data needed; `grids`: drawn look-alikes of SHAPES, likewise; `parquet`: an image "
+        "column with captions, qa or word; "
         "`conversations`: LLaVA-style JSON; `webdataset`: tars; `folder`: pictures with captions in metadata.jsonl, "
         "metadata.csv or NAME.txt; `datasets`: a Hugging Face dataset (saved folder or hub id)",
     )
     path: str = key("", "file, folder, glob or hub id; relative paths start at --data")
     images: str = key("", "folder of the pictures that a conversations file names; empty: the file's own folder")
-    split: str = key("train", "of a Hugging Face dataset; `val` of `scenes` draws from another stream of seeds")
+    split: str = key("train", "of a Hugging Face dataset; `val` of what is drawn draws from another stream of seeds")
     weight: float = key(1.0, "share of the batches, relative to the other sources")
     batch_factor: int = key(1, "batches of this source are so many times larger: contrast needs company")
     crop: bool = key(False, "crop each picture a little at random, and mirror it where no text speaks of sides")
     size: int = key(96, "side in pixels of drawn scenes")
     partial_captions: float = key(0.0, "share of scene captions that leave objects out")
+    relation_captions: float = key(
+        0.4, "share of scene captions that relate two objects, where there are two to relate"
+    )
+    hard_negatives: int = key(1, "false captions that a scene brings; swapped ones come first, as they are the hardest")
+    favored: tuple[str, ...] = key((), "types of scene questions that are asked twice as often as the others")
     curriculum_steps: int = key(0, "scenes grow from one object to six over these steps")
 
     def __post_init__(self) -> None:
         where = f"The source {self.name!r}"
         if self.weight <= 0 or self.batch_factor < 1:
             raise InputError(f"{where} needs a weight above 0 and a batch_factor of at least 1.")
-        if self.kind != "scenes" and not self.path:
+        if self.kind not in DRAWN and not self.path:
             raise InputError(f"{where} needs a path.")
-        foreign = {"scenes": ("images", "crop"), "conversations": ()}.get(self.kind, ("images",))
+        foreign = {"scenes": ("images", "crop"), "grids": ("images", "crop"), "conversations": ()}.get(
+            self.kind, ("images",)
+        )
         if ignored := [n for n in foreign if getattr(self, n)]:
             raise InputError(f"{where}: {ignored[0]} means nothing to the kind {self.kind!r}.")
-        if not 0 <= self.partial_captions <= 1 or self.curriculum_steps < 0:
-            raise InputError(f"{where}: partial_captions is a share, curriculum_steps a number of steps.")
+        if not (0 <= self.partial_captions <= 1 and 0 <= self.relation_captions <= 1):
+            raise InputError(f"{where}: partial_captions and relation_captions are shares.")
+        if self.curriculum_steps < 0 or self.hard_negatives < 0:
+            raise InputError(f"{where}: curriculum_steps and hard_negatives are numbers from 0.")
+        if unknown := sorted(set(self.favored) - set(QUESTION_TYPES)):
+            raise InputError(f"{where}: favored has {unknown[0]!r}; there are {', '.join(QUESTION_TYPES)}.")
 
 
 @dataclass(frozen=True, kw_only=True)

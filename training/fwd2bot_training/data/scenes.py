@@ -15,8 +15,8 @@ BUDGET = 10
 TEXTS_SAMPLED = 4000
 """Scenes whose texts stand for all, where a tokenizer is trained."""
 PARTIAL_MENTIONS = 3
-TWICE_ASKED = ("side", "relation")
-"""What compares two objects is the slowest to learn."""
+NEGATIVE_WEIGHTS = {"swap_relation": 4.0, "swap_attribute": 2.0}
+"""Of the kinds of false captions among which a scene draws, 1 for the others."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +29,12 @@ class SceneSource:
     partial_captions: float = 0.0
     """Share of the scenes whose caption names one to three objects (where it names fewer than there are, it leaves some
     out), instead of up to four."""
+    relation_captions: float = 0.4
+    """Share of the captions that relate two objects, where there are two to relate."""
+    hard_negatives: int = 1
+    """False captions of a scene, each of another kind."""
+    favored: tuple[str, ...] = ()
+    """Types of questions that are asked twice as often as the others."""
     curriculum_steps: int = 0
     """Scenes grow from one object to all over this many steps: a model from scratch learns to look at one object in a
     few hundred steps, and at six not in a thousand. 0: all from the start."""
@@ -43,7 +49,6 @@ class SceneSource:
     def example(self, index: int, rng: Rng, *, step: int) -> Example:
         scene = scenes.scene(index, stream="val") if self.held_out else self._fresh(rng, step)
         caption = self._caption(scene, rng)
-        false = scenes.hard_negatives(scene, caption, rng)
         return Example(
             image=scenes.render(scene, size=self.size),
             segments=(
@@ -58,7 +63,7 @@ class SceneSource:
                 for t in scene.things
             ),
             caption=str(caption),
-            negatives=(str(false[str(rng.choice(sorted(false)))]),) if false else (),
+            negatives=self._negatives(scene, caption, rng),
         )
 
     def texts(self, rng: Rng) -> Iterator[str]:
@@ -76,12 +81,22 @@ class SceneSource:
 
     def _caption(self, scene: scenes.Scene, rng: Rng) -> scenes.Caption:
         if rng.random() < self.partial_captions:
-            return scenes.caption(scene, rng, max_mentions=int(rng.integers(1, PARTIAL_MENTIONS + 1)))
-        return scenes.caption(scene, rng)
+            mentions = int(rng.integers(1, PARTIAL_MENTIONS + 1))
+            return scenes.caption(scene, rng, max_mentions=mentions, relation=self.relation_captions)
+        return scenes.caption(scene, rng, relation=self.relation_captions)
+
+    def _negatives(self, scene: scenes.Scene, caption: scenes.Caption, rng: Rng) -> tuple[str, ...]:
+        false = scenes.hard_negatives(scene, caption, rng)
+        kinds = sorted(false)
+        if not kinds:
+            return ()
+        p = np.array([NEGATIVE_WEIGHTS.get(kind, 1.0) for kind in kinds])
+        drawn = rng.choice(len(kinds), size=min(self.hard_negatives, len(kinds)), replace=False, p=p / p.sum())
+        return tuple(str(false[kinds[i]]) for i in drawn)
 
     def _questions(self, scene: scenes.Scene, rng: Rng) -> list[Segment]:
         types = list(scenes.QUESTION_TYPES)
-        p = np.array([2.0 if t in TWICE_ASKED else 1.0 for t in types])
+        p = np.array([2.0 if t in self.favored else 1.0 for t in types])
         order = rng.choice(len(types), size=len(types), replace=False, p=p / p.sum())
         asked: list[Segment] = []
         for i in order:

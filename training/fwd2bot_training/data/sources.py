@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Literal, assert_never
 
 from fwd2bot_index.errors import InputError
-from fwd2bot_training.config import SourceConfig
+from fwd2bot_training.config import DRAWN, SourceConfig
 from fwd2bot_training.data.conversations import ConversationSource
 from fwd2bot_training.data.example import Source
 from fwd2bot_training.data.folder import open_folder
+from fwd2bot_training.data.grids import GridSource
 from fwd2bot_training.data.hub import HubSource
 from fwd2bot_training.data.parquet import ParquetSource
 from fwd2bot_training.data.paths import find_files, resolve
@@ -33,17 +34,22 @@ def open_source(
         InputError: there is nothing at its path, or it cannot be read; names the file.
     """
     stop = bad_rows == "stop"
+    if config.kind in DRAWN and config.split not in ("train", "val"):
+        raise InputError(f"The source {config.name!r}: split is train or val, not {config.split!r}.")
     match config.kind:
         case "scenes":
-            if config.split not in ("train", "val"):
-                raise InputError(f"The source {config.name!r}: split is train or val, not {config.split!r}.")
             return SceneSource(
                 name=config.name,
                 size=config.size,
                 partial_captions=config.partial_captions,
+                relation_captions=config.relation_captions,
+                hard_negatives=config.hard_negatives,
+                favored=config.favored,
                 curriculum_steps=config.curriculum_steps,
                 held_out=config.split == "val",
             )
+        case "grids":
+            return GridSource(name=config.name, held_out=config.split == "val")
         case "parquet":
             return ParquetSource(config, find_files(config, root, suffixes={".parquet"}), routing)
         case "conversations":
