@@ -76,6 +76,8 @@ def test_changes_from_the_command_line_win_over_phases() -> None:
         ({"data": {"sources": [{"kind": "scenes"}]}}, "sources[0].name is missing"),
         ({"data": {"sources": [{"name": "a", "path": ""}]}}, "'a' needs a path"),
         ({"data": {"sources": [{"name": "a", "path": "x", "images": "y"}]}}, "images means nothing"),
+        ({"data": {"sources": [{"name": "a", "kind": "scenes", "rows": "0:9"}]}}, "rows means nothing"),
+        ({"data": {"sources": [{"name": "a", "path": "x", "rows": "9"}]}}, "FIRST:AFTER_LAST"),
         ({"data": {"sources": [{"name": "a", "kind": "scenes"}] * 2}}, "Two sources are called 'a'"),
         ({"data": {"sources": "scenes"}}, "data.sources must be a list"),
         ({"data": 3}, "data must be a table"),

@@ -241,6 +241,26 @@ def test_large_parquet_files_are_read_a_group_at_a_time(tmp_path: Path, monkeypa
     assert len({r // 10 for r in small.order(np.random.default_rng(0))[:20]}) > 5, "what fits is shuffled whole"
 
 
+@pytest.mark.parametrize("kept_bytes", [2**20, 0])
+def test_some_rows_of_parquet_files_and_no_others(tmp_path: Path, kept_bytes: int) -> None:
+    for name, first in (("a", 0), ("b", 6)):
+        rows = [
+            {"image": {"bytes": plain((10 * (first + i), 0, 0)), "path": None}, "word": str(first + i)}
+            for i in range(6)
+        ]
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / f"{name}.parquet", row_group_size=2)
+    files = [tmp_path / "a.parquet", tmp_path / "b.parquet"]
+    config = SourceConfig(name="mine", path="*.parquet", rows="3:8")
+    source = ParquetSource(config, files, Routing(), kept_bytes=kept_bytes)
+    order = source.order(np.random.default_rng(0))
+    assert sorted(order) == list(range(5)), "each of them once"
+    assert [example(source, i).segments[0].answer for i in range(5)] == ["3", "4", "5", "6", "7"]
+    assert [color(example(source, i))[0] for i in range(5)] == [30, 40, 50, 60, 70]
+    assert "b.parquet, row 1 " in source.where(4)
+    with pytest.raises(InputError, match=r"a\.parquet: there are no rows 3:13 of 12"):
+        ParquetSource(SourceConfig(name="mine", path="x", rows="3:13"), files, Routing())
+
+
 def test_lengths_are_the_characters_of_the_texts(tmp_path: Path) -> None:
     qa = [{"question": "who", "answer": "né"}, {"question": "where", "answer": ""}]
     rows = [{"captions": ["ab", "cde"], "qa": qa}, {"captions": None, "qa": []}, {"captions": ["x", None], "qa": None}]

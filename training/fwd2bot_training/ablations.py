@@ -128,7 +128,7 @@ def hard_negatives(phase: Phase, *, count: int, size: int | None = None) -> dict
             for row, (i, s, caption) in enumerate(zip(numbers, pool, captions, strict=True))
             for kind, false in scenes.hard_negatives(s, caption, np.random.default_rng([8, i])).items()
         ]
-        batch = objective.collator()(0, "scenes", validation.examples(source, numbers))
+        batch = objective.collator()(0, "scenes", validation.examples(source, numbers)).to(objective.model.device)
         with validation.evaluating():
             images = objective.embed(batch)[[row for row, *_ in edits]]
             true, false = (objective.embed_texts([e[n] for e in edits]) for n in (2, 3))

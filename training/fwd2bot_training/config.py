@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import re
 import tomllib
 import types
 import typing
@@ -34,6 +35,7 @@ Objective = Literal["double-pass", "single-pass", "lvlm", "words"]
 Compressor = Literal["llm", "pooling", "resampler"]
 SourceKind = Literal["scenes", "grids", "parquet", "conversations", "webdataset", "folder", "datasets"]
 
+_ROWS = re.compile(r"\d+:\d+")
 DRAWN: tuple[SourceKind, ...] = ("scenes", "grids")
 """Sources that draw their pictures."""
 
@@ -151,6 +153,9 @@ class SourceConfig:
     weight: float = key(1.0, "share of the batches, relative to the other sources")
     batch_factor: int = key(1, "batches of this source are so many times larger: contrast needs company")
     crop: bool = key(False, "crop each picture a little at random, and mirror it where no text speaks of sides")
+    rows: str = key(
+        "", "of a Parquet source, `FIRST:AFTER_LAST` of its rows, so that the others stay unseen; empty: all"
+    )
     size: int = key(96, "side in pixels of drawn scenes")
     partial_captions: float = key(0.0, "share of scene captions that leave objects out")
     relation_captions: float = key(
@@ -171,6 +176,10 @@ class SourceConfig:
         )
         if ignored := [n for n in foreign if getattr(self, n)]:
             raise InputError(f"{where}: {ignored[0]} means nothing to the kind {self.kind!r}.")
+        if self.rows and self.kind != "parquet":
+            raise InputError(f"{where}: rows means nothing to the kind {self.kind!r}.")
+        if self.rows and not _ROWS.fullmatch(self.rows):
+            raise InputError(f"{where}: rows is FIRST:AFTER_LAST, such as 0:600, not {self.rows!r}.")
         if not (0 <= self.partial_captions <= 1 and 0 <= self.relation_captions <= 1):
             raise InputError(f"{where}: partial_captions and relation_captions are shares.")
         if self.curriculum_steps < 0 or self.hard_negatives < 0:

@@ -127,10 +127,6 @@ class Collator:
     def __call__(self, step: int, source: str, examples: Sequence[Example]) -> Batch:
         contrastive = "contrastive" in self.weights and all(e.caption is not None for e in examples)
         rows = [list(e.segments) for e in examples]
-        if not contrastive and not any(rows):
-            raise InputError(
-                f"A batch of {source!r} has neither an answer nor, for the contrastive loss, a caption each."
-            )
         if "matching" in self.weights and contrastive:
             for row, pairs in zip(rows, _matching_segments(examples), strict=True):
                 row += pairs
@@ -156,13 +152,19 @@ class Collator:
             "orthogonality": float(len(examples)),
             "words": float(len(regions)),
         }
+        counts = {n: c for n, c in counts.items() if n in self.weights and c}
+        if not contrastive and not counts.keys() - {"orthogonality"}:
+            raise InputError(
+                f"A batch of {source!r} has nothing to learn from: the losses that have a weight are "
+                f"{', '.join(sorted(self.weights))}, and for the contrastive one each picture needs a caption."
+            )
         return Batch(
             step=step,
             source=source,
             size=len(examples),
             first=self.inputs.images([e.image for e in examples]),
             packed=packed,
-            counts={n: c for n, c in counts.items() if n in self.weights and c},
+            counts=counts,
             texts=texts,
             regions=regions,
         )
@@ -499,17 +501,20 @@ class Lvlm(Objective):
     def _word_loss(self, features: torch.Tensor, batch: Batch) -> torch.Tensor:
         """[] summed over the regions; ``features``: [B, N, D] with N a square grid."""
         side = math.isqrt(features.shape[1])
-        centres = (torch.arange(side, device=features.device) + 0.5) / side
-        targets = torch.zeros(len(batch.regions), len(self.word_codes), device=features.device)
-        rows = []
-        for i, (row, (left, top, right, bottom), ids) in enumerate(batch.regions):
-            half = 0.5 / side  # a cell belongs to a box that reaches into it
-            across = (centres > left - half) & (centres < right + half)
-            down = (centres > top - half) & (centres < bottom + half)
-            rows.append(features[row][(down[:, None] & across).flatten()].mean(0))
-            said = torch.tensor(ids, device=features.device)
-            targets[i].index_add_(0, said, torch.full((len(ids),), 1 / max(len(ids), 1), device=features.device))
-        return losses.words(torch.stack(rows), self.word_codes, targets).sum()
+        device, half = features.device, 0.5 / side  # a cell belongs to a box that reaches into it
+        centres = (torch.arange(side, device=device) + 0.5) / side
+        boxes = torch.tensor([box for _, box, _ in batch.regions], device=device)
+        left, top, right, bottom = boxes[:, :, None].unbind(1)
+        across = (centres > left - half) & (centres < right + half)
+        down = (centres > top - half) & (centres < bottom + half)
+        cells = (down[:, :, None] & across[:, None]).flatten(1).to(features.dtype)
+        rows = torch.tensor([row for row, _, _ in batch.regions], device=device)
+        means = torch.einsum("rn,rnd->rd", cells / cells.sum(1, keepdim=True), features[rows])
+        said = [(i, id, 1 / len(ids)) for i, (_, _, ids) in enumerate(batch.regions) for id in ids]
+        region, word, share = (torch.tensor([s[n] for s in said], device=device) for n in range(3))
+        targets = torch.zeros(len(rows), len(self.word_codes), device=device)
+        targets.index_put_((region.long(), word.long()), share.float(), accumulate=True)
+        return losses.words(means, self.word_codes, targets).sum()
 
 
 class Words(Lvlm):

@@ -57,6 +57,11 @@ class ParquetSource(RowSource):
         self._rows = TextTables(tables)
         if not len(self._rows):
             raise InputError(f"{self._files[0]} has no rows.")
+        first, _, after = config.rows.partition(":")
+        self._first, self._after = int(first or 0), int(after or len(self._rows))
+        """Rows of this source, counted over all files."""
+        if not self._first < self._after <= len(self._rows):
+            raise InputError(f"{self._files[0]}: there are no rows {config.rows} of {len(self._rows)}.")
         self._group_starts = starts
         """For each file [groups + 1], in rows of the file."""
         self._group_bytes = np.array(sizes, np.int64)
@@ -71,13 +76,13 @@ class ParquetSource(RowSource):
         self.__dict__.update(state, _lock=threading.Lock())
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return self._after - self._first
 
     def length(self, index: int) -> int:
-        return int(self._rows.lengths[index])
+        return int(self._rows.lengths[self._first + index])
 
     def where(self, index: int) -> str:
-        file, row = self._rows.find(index)
+        file, row = self._rows.find(self._first + index)
         return f"{self._files[file]}, row {row} (the first is 0)"
 
     def order(self, rng: Rng) -> npt.NDArray[np.int64]:
@@ -99,13 +104,14 @@ class ParquetSource(RowSource):
             window.append(np.arange(*bounds[group]))
             held += int(self._group_bytes[group])
         order.append(rng.permutation(np.concatenate(window)))
-        return np.concatenate(order)
+        whole = np.concatenate(order)
+        return whole[(whole >= self._first) & (whole < self._after)] - self._first
 
     def _texts(self, index: int) -> Texts:
-        return read_texts(self._rows.row(index), kind=self.name)
+        return read_texts(self._rows.row(self._first + index), kind=self.name)
 
     def _picture(self, index: int) -> bytes:
-        file, row = self._rows.find(index)
+        file, row = self._rows.find(self._first + index)
         starts = self._group_starts[file]
         group = int(np.searchsorted(starts, row, side="right")) - 1
         with self._lock:
