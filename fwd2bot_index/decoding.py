@@ -24,6 +24,7 @@ from typing import Final
 
 from PIL import Image, UnidentifiedImageError
 
+from fwd2bot_index.archives import read_member, split_uri
 from fwd2bot_index.errors import ImageError
 
 MAX_SIDE: Final = 1024
@@ -65,7 +66,8 @@ def content_id(data: bytes) -> str:
 
 
 def read_file(path: str | Path) -> bytes:
-    """The bytes of a regular file; a pipe, a socket or a device is never waited for.
+    """The bytes of a regular file, or of one in an archive (``ARCHIVE!/MEMBER``, see
+    :mod:`fwd2bot_index.archives`); a pipe, a socket or a device is never waited for.
 
     Raises:
         ImageError: it cannot be read, is no regular file, or is larger than ``MAX_FILE_BYTES``.
@@ -79,6 +81,8 @@ def read_file(path: str | Path) -> bytes:
                 raise ImageError(f"it has {status.st_size} bytes; the limit is {MAX_FILE_BYTES}")
             return f.read(MAX_FILE_BYTES)
     except OSError as e:
+        if place := split_uri(os.fspath(path)):
+            return read_member(*place, max_bytes=MAX_FILE_BYTES)
         raise ImageError(f"it cannot be read: {e.strerror or e}") from e
 
 

@@ -30,7 +30,10 @@ DEFAULT_CODEC = "int8"
 def index(
     context: typer.Context,
     paths: Annotated[
-        list[Path], typer.Argument(metavar="PATHS", help="Folders, searched in depth, and picture files.")
+        list[Path],
+        typer.Argument(
+            metavar="PATHS", help="Folders, searched in depth; picture files; zip, tar and Parquet files of pictures."
+        ),
     ],
     index: IndexFolder = None,
     model: Annotated[
@@ -77,6 +80,9 @@ def index(
     """Compress pictures into the index; run it again after changes.
 
     Only new and changed files are computed; deleted ones are dropped and renamed ones followed.
+
+    Pictures in zip, tar and Parquet files, also in those that lie in the folders, are read in place. One is called
+    ARCHIVE!/MEMBER wherever a path is wanted (a.zip!/x/y.jpg; by column and row in Parquet: a.parquet!/image/12).
 
     Ctrl-C keeps what is done; the same command continues.
     """

@@ -11,7 +11,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from archives_made import make_parquet, make_zip
 from cli_helpers import FakeModels, Run, draw_colours
+from pictures import plain
 
 from fwd2bot_index.config import Manifest
 
@@ -105,6 +107,27 @@ def test_odd_file_names(fwd2bot: Run, place: Path) -> None:
     row = fwd2bot("search", "red", "-n", "1").out
     assert row.endswith("pictures/new\\nline\\x1b[31m [bold]ü.png\n")
     assert fwd2bot("search", "red", "-n", "1", "-0").out == f"{place / 'pictures' / name}\0"
+
+
+def test_a_picture_in_an_archive_serves_wherever_a_file_does(fwd2bot: Run, place: Path) -> None:
+    draw_colours(place / "drawn")
+    files = {f"{name}.png": (place / "drawn" / f"{name}.png").read_bytes() for name in ("red", "green")}
+    make_zip(place / "x.zip", files)
+    make_parquet(place / "x.parquet", [(place / "drawn" / "blue.png").read_bytes()])
+    assert "3 added" in fwd2bot("index", "x.zip", "x.parquet").err
+    assert "3 unchanged" in fwd2bot("index", "x.zip", "x.parquet").err
+
+    outcome = fwd2bot("search", "blue", "-n", "1", "--html", "page.html")
+    assert outcome.out.endswith("\tx.parquet!/image/0\n")
+    page = (place / "page.html").read_text()
+    assert "data:image/jpeg;base64," in page
+    assert "picture not found" not in page
+    assert "\tx.zip!/red.png\n" in fwd2bot("search", "--image", "x.zip!/red.png", "-n", "1").out
+    assert fwd2bot("ask", "which colour?", "--image", "x.zip!/green.png").out == "green\n"
+    make_zip(place / "y.zip", {"other.png": plain((0, 0, 250), (9, 9))})
+    assert fwd2bot("ask", "which colour?", "--image", "y.zip!/other.png").out == "blue\n"
+    assert "not in y.zip" in fwd2bot("search", "--image", "y.zip!/none.png").sentence
+    assert "There is no picture" in fwd2bot("search", "--image", "z.zip!/none.png").sentence
 
 
 SLOW = """
