@@ -130,6 +130,56 @@ def test_a_picture_in_an_archive_serves_wherever_a_file_does(fwd2bot: Run, place
     assert "There is no picture" in fwd2bot("search", "--image", "z.zip!/none.png").sentence
 
 
+def test_patterns_say_what_is_wanted_and_the_rest_is_dropped(fwd2bot: Run, place: Path) -> None:
+    draw_colours(place / "pictures")
+    draw_colours(place / "pictures" / "raw")
+    assert "6 added" in fwd2bot("index", "pictures").err
+    err = fwd2bot("index", "pictures", "--exclude", "raw/", "--exclude", "blue.*").err
+    assert "4 removed, 2 unchanged" in err
+    err = fwd2bot("index", "pictures", "--include", "raw/*.png", "--include", "red.png").err
+    assert "2 added, 1 renamed, 1 unchanged" in err  # raw/green.png has the bytes of green.png, which is gone
+    assert "makes no sense" in fwd2bot("index", "pictures", "--exclude", "!a").sentence
+
+
+def watching(place: Path, *options: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", SLOW, "index", "pictures", "--watch", "--watch-seconds", "0.3", *options],
+        cwd=place,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def next_report(process: subprocess.Popen[str]) -> dict[str, int]:
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("{"):
+            report: dict[str, int] = json.loads(line)
+            return report
+    pytest.fail("it ended")
+
+
+def test_watching_follows_changes_until_ctrl_c(fwd2bot: Run, place: Path) -> None:
+    draw_colours(place / "pictures")
+    for picture in (place / "pictures").iterdir():
+        os.utime(picture, (10**9, 10**9))
+    process = watching(place, "--json")
+    assert next_report(process)["added"] == 3
+    assert fwd2bot("index", "pictures").code == 0  # nobody holds the index between the rounds
+    (place / "pictures" / "red.png").unlink()
+    assert next_report(process)["removed"] == 1
+    (place / "pictures" / "new.png").write_bytes(plain((1, 2, 3)))
+    report = next_report(process)
+    assert (report["added"], report["unchanged"]) == (1, 2)
+    os.killpg(process.pid, signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130, error
+    assert "Traceback" not in error
+
+
 SLOW = """
 import sys, time
 from cli_helpers import FakeModels
