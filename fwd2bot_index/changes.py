@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 
 from fwd2bot_index.archives import archives_in, member_uri
 from fwd2bot_index.errors import NothingToIndexError
+from fwd2bot_index.formats import mended
 from fwd2bot_index.listing import FoundFile, Listing, is_recent
 from fwd2bot_index.store import KnownFiles
 from fwd2bot_index.types import SkippedFile
@@ -75,6 +76,7 @@ def find_changes(listing: Listing, known: KnownFiles, *, settled_ns: int | None 
     has_row = row >= 0
     # Row -1, of files without one, is this last and false one.
     unread = np.append(_mask(pc.is_null(known.id)) & ~status_archive, False)
+    unread[:-1] |= _mask(pc.is_in(known.error, value_set=pa.array(mended(), pa.string())))
     failed = np.append(_mask(pc.is_valid(known.error)), False)
     same = has_row & (np.append(known.size, -1)[row] == sizes) & (np.append(known.mtime_ns, -1)[row] == times)
     same &= ~unread[row]

@@ -80,8 +80,8 @@ def index(
         typer.Option(
             metavar="PATTERN",
             help="Only files that match this or another --include: '*.png' or 'raw' at any depth, '2023/*.jpg' from "
-            "the folder given, 'raw/' folders only, '**' any folders; what matches a folder holds for all in it, and an "
-            "archive is a folder. What is not wanted is dropped from the index.",
+            "the folder given, 'raw/' folders only, '**' any folders; what matches a folder holds for all in it, and "
+            "an archive is a folder. What is not wanted is dropped from the index.",
         ),
     ] = None,
     exclude: Annotated[
