@@ -75,12 +75,13 @@ def find_changes(listing: Listing, known: KnownFiles, *, settled_ns: int | None 
     row = pc.index_in(uris, value_set=known_uri).fill_null(-1).to_numpy().astype(np.int64)
     has_row = row >= 0
     # Row -1, of files without one, is this last and false one.
-    unread = np.append(_mask(pc.is_null(known.id)) & ~status_archive, False)
-    unread[:-1] |= _mask(pc.is_in(known.error, value_set=pa.array(mended(), pa.string())))
+    # What was skipped for want of a plug-in that is there now is as good as never read.
+    known_id = pc.if_else(pc.is_in(known.error, value_set=pa.array(mended(), pa.string())), None, known.id)
+    unread = np.append(_mask(pc.is_null(known_id)) & ~status_archive, False)
     failed = np.append(_mask(pc.is_valid(known.error)), False)
     same = has_row & (np.append(known.size, -1)[row] == sizes) & (np.append(known.mtime_ns, -1)[row] == times)
     same &= ~unread[row]
-    known_sizes = known.size[_mask(pc.is_valid(known.id))]
+    known_sizes = known.size[_mask(pc.is_valid(known_id))]
     changed = np.flatnonzero(~same)
     maybe_known = unread[row[changed]] | np.isin(sizes[changed], known_sizes)
     matched = np.zeros(len(known) + 1, bool)
@@ -122,7 +123,7 @@ def find_changes(listing: Listing, known: KnownFiles, *, settled_ns: int | None 
         to_decode=to_decode,
         found=found,
         gone=_take(known_uri, gone_files),
-        before=dict(zip(_take(known_uri, before_rows), _take(known.id, before_rows), strict=True)),
+        before=dict(zip(_take(known_uri, before_rows), _take(known_id, before_rows), strict=True)),
         known_ids=_usable_ids(known) if found else frozenset(),
         archives={uri: file for uri, file in listing.archives.items() if known_archives.get(uri) != file},
         forgotten=[
