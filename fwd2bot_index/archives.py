@@ -20,6 +20,7 @@ Notable choices:
 from __future__ import annotations
 
 import calendar
+import io
 import json
 import os
 import posixpath
@@ -46,6 +47,8 @@ _ROWS_AT_ONCE: Final = 8
 _RUN: Final = 100
 """Rows of a group, as Hugging Face writes pictures."""
 _READ_BUFFER: Final = 2**20
+_MAX_HEADER: Final = 2**20
+"""Bytes of the names and attributes that a tar keeps of one member."""
 
 
 class Member(NamedTuple):
@@ -157,7 +160,7 @@ def tar_spans(path: str | os.PathLike[str]) -> Iterator[tuple[str, Span | None]]
     last = "its beginning"
     try:
         size = os.stat(path).st_size
-        with tarfile.open(path, "r:") as tar:
+        with _TarFile(path) as file, tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
                 if member.offset_data + member.size > size:
                     raise tarfile.ReadError("unexpected end of data")
@@ -175,6 +178,19 @@ def tar_spans(path: str | os.PathLike[str]) -> Iterator[tuple[str, Span | None]]
         if "end of data" in str(e):
             raise ImageError(f"it is cut short or damaged after {last}; copy it again") from e
         raise ImageError(f"it is not an uncompressed tar ({e}); decompress it first") from e
+    except (OSError, ImageError):
+        raise
+    except Exception as e:  # ValueError, IndexError, RecursionError, ...: of headers that make no sense
+        raise ImageError(f"it is damaged after {last} ({_one_line(e)}); copy it again") from e
+
+
+class _TarFile(io.FileIO):
+    """A tar whose headers are read only as far as memory is worth it: their sizes are whatever the file says."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is not None and size > _MAX_HEADER:
+            raise ImageError(f"it has a header of {size} bytes; unpack it first")
+        return super().read(-1 if size is None else size) or b""
 
 
 # ---- the kinds of archives
@@ -198,8 +214,10 @@ class _Zip:
     def __init__(self, path: str, mtime_ns: int) -> None:
         try:
             self._file = zipfile.ZipFile(path)
-        except (zipfile.BadZipFile, NotImplementedError, ValueError) as e:
-            raise ImageError(f"it is not a whole zip file ({e}); copy it again") from e
+        except OSError:
+            raise
+        except Exception as e:  # BadZipFile, NotImplementedError, ValueError, struct.error, ...
+            raise ImageError(f"it is not a whole zip file ({_one_line(e)}); copy it again") from e
         self._infos = {_clean(info.filename): info for info in self._file.infolist() if not info.is_dir()}
 
     def members(self) -> list[Member]:

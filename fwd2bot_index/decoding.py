@@ -85,6 +85,8 @@ def read_file(path: str | Path) -> bytes:
         if place := split_uri(os.fspath(path)):
             return read_member(*place, max_bytes=MAX_FILE_BYTES)
         raise ImageError(f"it cannot be read: {e.strerror or e}") from e
+    except ValueError as e:  # a NUL
+        raise ImageError("its name is no path") from e
 
 
 def decode_image(data: bytes, *, max_side: int | None = None, max_pixels: int = MAX_PIXELS) -> DecodedImage:

@@ -236,6 +236,9 @@ class _Lister:
         for member in members:
             if not rows and not _is_picture(member.name):
                 continue
+            if "\0" in member.name:  # which no path can have
+                self._report_name(member_uri(path, member.name).replace("\0", "\\0"))
+                continue
             if self._patterns and not self._patterns.takes(inside + member.name):
                 whole = False
             else:
@@ -254,7 +257,9 @@ class _Lister:
 
     def _report_name(self, uri: str) -> None:
         readable = uri.encode("utf-8", "backslashreplace").decode()
-        self._listing.unlisted.append(SkippedFile(uri=readable, reason="its name is not valid UTF-8; rename it"))
+        self._listing.unlisted.append(
+            SkippedFile(uri=readable, reason="its name is not valid UTF-8, or has a NUL; rename it")
+        )
 
 
 def is_recent(mtime_ns: int, settled_ns: int | None) -> bool:

@@ -6,6 +6,7 @@ import os
 import struct
 import tarfile
 import zipfile
+from io import BytesIO
 from pathlib import Path
 
 import pyarrow as pa
@@ -158,10 +159,62 @@ def test_of_two_members_of_one_name_the_later_counts(data: Path) -> None:
 def test_names_that_are_no_text_are_reported(data: Path) -> None:
     with tarfile.open(data / "x.tar", "w") as archive:
         archive.addfile(tarfile.TarInfo("caf\udce9.png"))
-    assert [file.reason for file in list_files([data]).unlisted] == ["its name is not valid UTF-8; rename it"]
+    assert [file.reason for file in list_files([data]).unlisted] == [
+        "its name is not valid UTF-8, or has a NUL; rename it"
+    ]
+
+
+def test_a_name_with_a_nul_is_reported(tmp_path: Path, data: Path) -> None:
+    write(data, {"b.png": FILES["a.png"]})
+    index(tmp_path)
+    odd = tarfile.TarInfo("x.png")
+    odd.pax_headers = {"path": "a\0b.png"}
+    odd.size = len(FILES["a.png"])  # so that its content may be known, and is looked at
+    with tarfile.open(data / "x.tar", "w", format=tarfile.PAX_FORMAT) as archive:
+        archive.addfile(odd, BytesIO(FILES["a.png"]))
+    [skipped] = index(tmp_path, model=unwanted).skipped
+    assert skipped.uri == f"{data}/x.tar!/a\\0b.png"
+    assert "or has a NUL" in skipped.reason
+    assert reason(f"{data}/a\0b.png") == "its name is no path"
 
 
 # ---- what cannot be used
+
+
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK])
+def test_a_header_of_a_tar_takes_no_memory_by_its_word(data: Path, kind: bytes) -> None:
+    header = tarfile.TarInfo("x")
+    header.type = kind
+    header.size = 2**36
+    with open(data / "x.tar", "wb") as f:
+        f.write(header.tobuf(tarfile.GNU_FORMAT))
+        f.truncate(2**36 + 4096)  # sparse
+    reasons = [file.reason for file in list_files([data]).unlisted]
+    assert reasons == ["it has a header of 68719476736 bytes; unpack it first"]
+
+
+def test_headers_that_make_no_sense(data: Path) -> None:
+    odd = tarfile.TarInfo("a.png")
+    odd.pax_headers = {"GNU.sparse.size": "x"}
+    with tarfile.open(data / "x.tar", "w", format=tarfile.PAX_FORMAT) as archive:
+        archive.addfile(odd)
+    with tarfile.open(data / "y.tar", "w", format=tarfile.PAX_FORMAT) as archive:
+        for _ in range(2000):  # each of which is read by the one before
+            nested = tarfile.TarInfo("x")
+            nested.type = tarfile.XHDTYPE
+            archive.addfile(nested)
+    reasons = [file.reason for file in list_files([data]).unlisted]
+    assert len(reasons) == 2
+    assert all("damaged after its beginning" in text for text in reasons)
+
+
+def test_links_and_devices_in_a_tar_are_no_pictures(data: Path) -> None:
+    with tarfile.open(data / "x.tar", "w") as archive:
+        for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE):
+            member = tarfile.TarInfo("a.png")
+            member.type, member.linkname = kind, "/etc/hostname"
+            archive.addfile(member)
+    assert list_files([data]).uris == []
 
 
 def test_an_encrypted_member(data: Path) -> None:
