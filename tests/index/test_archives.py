@@ -436,6 +436,22 @@ def test_unpacking_computes_nothing(tmp_path: Path, data: Path) -> None:
     assert known.archives() == {}
 
 
+@pytest.mark.parametrize("name", ["x.zip", "x.tar", "x.parquet"])
+def test_an_archive_that_was_moved_computes_nothing(tmp_path: Path, data: Path, name: str) -> None:
+    path = data / name
+    if name == "x.parquet":
+        make_parquet(path, PICTURES[:2])
+    else:
+        (make_zip if name == "x.zip" else make_tar)(path, FILES)
+    index(tmp_path)
+    (data / "deeper").mkdir()
+    moved = path.rename(data / "deeper" / f"moved-{name}")
+    report = index(tmp_path, model=unwanted)
+    assert (report.renamed, report.removed, report.added) == (2, 0, 0)
+    assert {uri.partition("!/")[0] for uri in found(tmp_path)} == {f"deeper/moved-{name}"}
+    assert set(IndexStore.open(tmp_path / "index").known_files().archives()) == {str(moved)}
+
+
 def test_an_archive_that_changes_while_it_is_read(tmp_path: Path, data: Path) -> None:
     make_zip(data / "x.zip", {"a.png": plain(RED), "b.png": plain(GREEN)})
 
