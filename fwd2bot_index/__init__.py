@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from fwd2bot_index.errors import (
         Fwd2BotError,
         ImageError,
+        IndexBusyError,
         IndexCorruptedError,
         IndexEmptyError,
         IndexError_,
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
         IndexWriteError,
         InputError,
         ModelError,
+        NothingToIndexError,
         UnsupportedFamilyError,
     )
     from fwd2bot_index.indexing import index_images
@@ -38,6 +40,7 @@ __all__ = [
     "Hit",
     "ImageError",
     "Index",
+    "IndexBusyError",
     "IndexCorruptedError",
     "IndexEmptyError",
     "IndexError_",
@@ -47,6 +50,7 @@ __all__ = [
     "IndexWriteError",
     "InputError",
     "ModelError",
+    "NothingToIndexError",
     "SummaryTokens",
     "UnsupportedFamilyError",
     "index_images",

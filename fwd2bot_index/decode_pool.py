@@ -17,6 +17,7 @@ import queue
 import subprocess
 import sys
 import threading
+from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from typing import IO, Any, Final, Self, TypeAlias
 
 from PIL import Image
 
+from fwd2bot_index.archives import in_runs
 from fwd2bot_index.decoding import DecodedImage
 from fwd2bot_index.errors import Fwd2BotError
 
@@ -69,18 +71,20 @@ class DecodePool:
         """
         assert not self._threads, "a pool decodes one list of files"
         outcomes: queue.SimpleQueue[Outcome | BaseException | None] = queue.SimpleQueue()
-        waiting = iter(uris)
+        waiting = in_runs(uris)
         taking = threading.Lock()
 
         def run(worker: _Worker) -> None:
+            mine: deque[str] = deque()
             try:
                 while True:
                     self._room.acquire()
-                    with taking:
-                        uri = next(waiting, None)
-                    if uri is None or self._closed.is_set():
+                    if not mine:
+                        with taking:
+                            mine.extend(next(waiting, ()))
+                    if not mine or self._closed.is_set():
                         break
-                    outcomes.put(worker.decode(uri, max_side=max_side, seconds=self._seconds_per_file))
+                    outcomes.put(worker.decode(mine.popleft(), max_side=max_side, seconds=self._seconds_per_file))
             except BaseException as e:
                 outcomes.put(e)
             finally:

@@ -3,7 +3,8 @@
 Notable choices:
 
 - Bytes are not trusted: the size is checked from the header before memory is taken for the pixels, only raster formats
-  that Pillow decodes by itself are tried, and whatever goes wrong inside a decoder becomes an :class:`ImageError`.
+  that Pillow decodes by itself are tried (HEIC and JPEG XL by plug-ins, see :mod:`fwd2bot_index.formats`), and whatever
+  goes wrong inside a decoder becomes an :class:`ImageError`.
 - A truncated file is refused: half a picture is not the picture.
 - 16-bit pictures are scaled to 8 bits, not clipped; transparency becomes white; the first frame stands for an
   animation; the EXIF orientation is applied.
@@ -22,9 +23,11 @@ from io import BytesIO
 from pathlib import Path
 from typing import Final
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError, features
 
+from fwd2bot_index.archives import read_member, split_uri
 from fwd2bot_index.errors import ImageError
+from fwd2bot_index.formats import jxl_size, plugin_format
 
 MAX_SIDE: Final = 1024
 """The longest side to which pictures are reduced for a model that has no opinion."""
@@ -44,7 +47,6 @@ _TURNS: Final = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_HEIC_BRANDS: Final = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"})
 _pillow_limit = threading.Lock()
 
 
@@ -65,7 +67,8 @@ def content_id(data: bytes) -> str:
 
 
 def read_file(path: str | Path) -> bytes:
-    """The bytes of a regular file; a pipe, a socket or a device is never waited for.
+    """The bytes of a regular file, or of one in an archive (``ARCHIVE!/MEMBER``, see
+    :mod:`fwd2bot_index.archives`); a pipe, a socket or a device is never waited for.
 
     Raises:
         ImageError: it cannot be read, is no regular file, or is larger than ``MAX_FILE_BYTES``.
@@ -79,7 +82,11 @@ def read_file(path: str | Path) -> bytes:
                 raise ImageError(f"it has {status.st_size} bytes; the limit is {MAX_FILE_BYTES}")
             return f.read(MAX_FILE_BYTES)
     except OSError as e:
+        if place := split_uri(os.fspath(path)):
+            return read_member(*place, max_bytes=MAX_FILE_BYTES)
         raise ImageError(f"it cannot be read: {e.strerror or e}") from e
+    except ValueError as e:  # a NUL
+        raise ImageError("its name is no path") from e
 
 
 def decode_image(data: bytes, *, max_side: int | None = None, max_pixels: int = MAX_PIXELS) -> DecodedImage:
@@ -93,7 +100,7 @@ def decode_image(data: bytes, *, max_side: int | None = None, max_pixels: int = 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns of oddities; here a picture is used, or refused with a reason
         try:
-            with _open(data) as image:
+            with _open(data, max_pixels) as image:
                 return _decode(image, max_side, max_pixels)
         except ImageError:
             raise
@@ -105,28 +112,43 @@ def decode_image(data: bytes, *, max_side: int | None = None, max_pixels: int = 
             raise ImageError(f"it cannot be decoded: {str(e) or type(e).__name__}") from e
 
 
-def _open(data: bytes) -> Image.Image:
+def _open(data: bytes, max_pixels: int) -> Image.Image:
     """Reads the header. Pillow's own limit on pixels lies below ours, and is a global."""
+    formats: tuple[str, ...] = FORMATS
+    if (kind := plugin_format(data)) is not None:
+        if not kind.is_installed():
+            raise ImageError(kind.missing)
+        if kind.pillow_name == "JXL":  # which is decoded while it is opened
+            size = jxl_size(data)
+            if size is None:
+                raise ImageError(_unidentified(data))
+            _check_pixels(*size, max_pixels)
+        kind.register()
+        formats = (kind.pillow_name,)
     with _pillow_limit:
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
-            return Image.open(BytesIO(data), formats=FORMATS)
+            return Image.open(BytesIO(data), formats=formats)
         finally:
             Image.MAX_IMAGE_PIXELS = limit
 
 
-def _decode(image: Image.Image, max_side: int | None, max_pixels: int) -> DecodedImage:
-    width, height = image.size
+def _check_pixels(width: int, height: int, max_pixels: int) -> None:
     if width * height > max_pixels:
         raise ImageError(
             f"it has {width} x {height} pixels; the limit is {max_pixels / 1e6:g} million, to keep memory within bounds"
         )
+
+
+def _decode(image: Image.Image, max_side: int | None, max_pixels: int) -> DecodedImage:
+    width, height = image.size
+    _check_pixels(width, height, max_pixels)
     if max_side is not None:
         image.draft(None, (max_side, max_side))
     drafted = image.size
     image.load()
     if image.size != drafted:  # TIFF turns itself upright while loading
-        width, height = height, width
+        width, height = image.size
     turn = _TURNS.get(_orientation(image))
     picture = _to_rgb(image)
     if max_side is not None:
@@ -140,6 +162,8 @@ def _decode(image: Image.Image, max_side: int | None, max_pixels: int) -> Decode
 
 def _orientation(image: Image.Image) -> int:
     """1 (upright) also where the EXIF data is damaged: that is no reason to leave a picture out."""
+    if image.format == "JXL" and not getattr(image, "jpeg", False):
+        return 1  # its own orientation counts, and was applied; a JPEG in it is as it was before
     try:
         return int(image.getexif().get(_ORIENTATION, 1))
     except Exception:
@@ -171,8 +195,8 @@ def _deep_to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _unidentified(data: bytes) -> str:
-    if data[4:8] == b"ftyp" and data[8:12] in _HEIC_BRANDS:
-        return "HEIC is not supported; convert it to JPEG or PNG"
+    if data[4:12] == b"ftypavif" and not features.check("avif"):
+        return "this build of Pillow does not read AVIF; pip install --upgrade pillow"
     return "it is not an image that can be read"
 
 

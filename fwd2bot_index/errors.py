@@ -11,8 +11,10 @@
     │   ├── IndexMismatchError    made by another model, codec or format
     │   ├── IndexEmptyError
     │   └── IndexWriteError       read-only, disk full
+    │       └── IndexBusyError    another process is writing to it
     ├── ImageError          one picture that cannot be used; ``reason`` is what the index records
     └── InputError          arguments that make no sense (a missing folder, an empty query)
+        └── NothingToIndexError   no picture where pictures were looked for
 
 The command line prints ``str(error)`` and exits with 1 (2 for :class:`InputError`); ``--debug`` shows the traceback.
 """
@@ -56,6 +58,10 @@ class IndexWriteError(IndexError_):
     """The index could not be written; it is as it was before."""
 
 
+class IndexBusyError(IndexWriteError):
+    """Another process is writing to the index."""
+
+
 class ImageError(Fwd2BotError):
     """One picture that cannot be used."""
 
@@ -66,3 +72,7 @@ class ImageError(Fwd2BotError):
 
 class InputError(Fwd2BotError):
     """Arguments that make no sense."""
+
+
+class NothingToIndexError(InputError):
+    """There is no picture where pictures were looked for."""

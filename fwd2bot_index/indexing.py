@@ -33,6 +33,7 @@ from typing import Final, Literal, TypeAlias
 
 import numpy as np
 
+from fwd2bot_index.archives import close_archives
 from fwd2bot_index.changes import Changes, find_changes
 from fwd2bot_index.codec import CODEC_NAMES, Float32
 from fwd2bot_index.config import Manifest
@@ -40,6 +41,7 @@ from fwd2bot_index.decode_pool import Decoded, DecodePool
 from fwd2bot_index.decoding import MAX_SIDE, content_id, read_file
 from fwd2bot_index.errors import ImageError, IndexMismatchError, IndexWriteError, InputError, ModelError
 from fwd2bot_index.listing import FoundFile, list_files
+from fwd2bot_index.patterns import Patterns
 from fwd2bot_index.store import ImageRow, IndexStore, KnownFiles, local_folder, writing
 from fwd2bot_index.types import Compressor, IndexReport, ModelIdentity, SkippedFile
 from fwd2bot_index.write_buffer import Copy, WriteBuffer
@@ -71,12 +73,15 @@ def index_images(
     workers: int | None = None,
     max_side: int = MAX_SIDE,
     commit_seconds: float = 10.0,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    settle_seconds: float = 0.0,
     progress: Callable[[Progress], None] | None = None,
 ) -> IndexReport:
     """Bring the index up to date with the files under ``paths``; what it knows of other places stays.
 
     Args:
-        paths: folders, searched in depth, and files.
+        paths: folders, searched in depth, files, and zip, tar and Parquet files with pictures.
         index: the folder of the index; made if there is none.
         model: the model, or what loads it if it comes to be needed.
         model_identity: which model ``model`` loads, so that an index of another is refused, and one that is up to date
@@ -87,12 +92,18 @@ def index_images(
         max_side: pictures are reduced to this longest side, in pixels, or to the model's ``decode_side`` if it has one
             and that is less; the model's preprocessing resizes further.
         commit_seconds: at most this much work is lost in a crash.
+        include, exclude: which files below the folders are wanted (see :mod:`fwd2bot_index.patterns`); the others are
+            dropped from the index.
+        settle_seconds: new and changed files with a time within this of now may still be being written: they are left
+            for a later run.
         progress: called after every batch and at the start of every phase.
 
     Raises:
-        InputError: a path does not exist, or there is no picture that could be used; nothing was changed.
+        InputError: a path does not exist, there is no picture that could be used (NothingToIndexError where none was
+            even found), or a pattern makes no sense; nothing was changed.
         IndexMismatchError: the index was made by another model or codec.
-        IndexCorruptedError, IndexWriteError: the index cannot be read or written.
+        IndexCorruptedError, IndexWriteError: the index cannot be read or written (IndexBusyError: for another process
+            is writing).
         ModelError: the model fails on every picture; what was done before is kept.
     """
     if batch_size < 1:
@@ -101,6 +112,7 @@ def index_images(
         raise InputError(f"There must be at least one worker, not {workers}.")
     if codec not in CODEC_NAMES:
         raise InputError(f"There is no codec {codec!r}; there are {', '.join(CODEC_NAMES)}.")
+    patterns = Patterns(tuple(include), tuple(exclude))
     run = _Run(
         folder=local_folder(index),
         model=_LazyModel(model, model_identity),
@@ -109,10 +121,15 @@ def index_images(
         workers=workers or default_workers(),
         max_side=max_side,
         commit_seconds=commit_seconds,
+        patterns=patterns,
+        settle_seconds=settle_seconds,
         progress=progress or (lambda _: None),
     )
-    with writing(run.folder):
-        return run.run(paths)
+    try:
+        with writing(run.folder):
+            return run.run(paths)
+    finally:
+        close_archives()
 
 
 def default_workers() -> int:
@@ -159,6 +176,8 @@ class _Run:
         workers: int,
         max_side: int,
         commit_seconds: float,
+        patterns: Patterns,
+        settle_seconds: float,
         progress: Callable[[Progress], None],
     ) -> None:
         self.folder = folder
@@ -167,6 +186,8 @@ class _Run:
         self._batch_size = batch_size
         self._workers = workers
         self._max_side = max_side
+        self._patterns = patterns
+        self._settle_seconds = settle_seconds
         self._progress = progress
         self._started = time.perf_counter()
         self._model_seconds = 0.0
@@ -185,10 +206,8 @@ class _Run:
         changes: Changes | None = None
         interrupted = False
         try:
-            listing = list_files(paths)
-            store = self._buffer.store
-            changes = find_changes(listing, store.known_files() if store is not None else KnownFiles.none())
-            self._files = listing.files
+            changes = self._find_changes(paths)
+            self._files = changes.found
             self._total = len(changes.to_check) + len(changes.to_decode)
             self._work(changes)
         except KeyboardInterrupt:
@@ -203,10 +222,23 @@ class _Run:
         if changes is None:
             return IndexReport(interrupted=True, seconds=time.perf_counter() - self._started)
         if not interrupted:
-            self._drop(changes.gone)
+            self._settle(changes)
         return self._report(changes, interrupted=interrupted)
 
     # ---- the phases
+
+    def _find_changes(self, paths: Sequence[str | Path]) -> Changes:
+        settled_ns = time.time_ns() - int(self._settle_seconds * 1e9) if self._settle_seconds else None
+        store = self._buffer.store
+        known = store.known_files() if store is not None else KnownFiles.none()
+        listing = list_files(
+            paths,
+            patterns=self._patterns,
+            leave_out=self.folder,
+            known_archives=known.archives(),
+            settled_ns=settled_ns,
+        )
+        return find_changes(listing, known, settled_ns=settled_ns)
 
     def _work(self, changes: Changes) -> None:
         to_decode = changes.to_decode + self._check(changes)
@@ -300,23 +332,34 @@ class _Run:
             raise ModelError("its summary tokens are not finite")
         return tokens, embedding
 
-    def _drop(self, gone: Sequence[str]) -> None:
+    def _settle(self, changes: Changes) -> None:
+        """Drop what is gone, and take note of the archives that are done."""
         store = self._buffer.store
         if store is None:
+            if changes.waiting and not self._buffer.outcomes:
+                return
             raise InputError(self._nothing_usable())
+        gone = [*changes.gone, *changes.forgotten]
         store.remove(gone)
-        if gone or self._buffer.outcomes:
+        if changes.archives:
+            rows = [
+                ImageRow(uri=uri, id=None, size=file.size, mtime_ns=file.mtime_ns, status="archive")
+                for uri, file in changes.archives.items()
+            ]
+            store.commit(rows, {})
+        if gone or changes.archives or self._buffer.outcomes:
             store.tidy()
 
     def _report(self, changes: Changes, *, interrupted: bool) -> IndexReport:
-        gone = Counter(changes.known[uri] for uri in changes.gone if changes.known[uri] is not None)
+        before = changes.before
+        gone = Counter(before[uri] for uri in changes.gone if before[uri] is not None)
         counts: Counter[str] = Counter()
         skipped = list(changes.skipped)
         for outcome in self._buffer.outcomes:
             if outcome.error is not None:
                 skipped.append(SkippedFile(uri=outcome.uri, reason=outcome.error))
-            elif outcome.uri in changes.known:
-                counts["unchanged" if changes.known[outcome.uri] == outcome.id else "updated"] += 1
+            elif outcome.uri in before:
+                counts["unchanged" if before[outcome.uri] == outcome.id else "updated"] += 1
             elif gone[outcome.id] > 0:
                 gone[outcome.id] -= 1
                 counts["renamed"] += 1
@@ -329,6 +372,7 @@ class _Run:
             removed=0 if interrupted else len(changes.gone) - counts["renamed"],
             unchanged=changes.unchanged + counts["unchanged"],
             skipped=tuple(sorted(skipped, key=lambda file: file.uri)),
+            waiting=changes.waiting,
             interrupted=interrupted,
             seconds=time.perf_counter() - self._started,
             loading_seconds=self._model.loading_seconds,

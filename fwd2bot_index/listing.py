@@ -1,107 +1,271 @@
 """Which files are tried: every regular file with the extension of an image under the folders given, and every file that
-is named itself.
+is named itself. Zip, tar and Parquet files count as folders.
 
-Hidden files and folders are left out. Symbolic links are followed, and each folder is visited once, so loops end. Files
-with other extensions are nobody's business and are counted nowhere.
+Left out are hidden files and folders, those that systems keep for themselves, and what patterns exclude. Symbolic links
+are followed, and each folder is visited once, so loops end. Files with other extensions are nobody's business and are
+counted nowhere; nor are archives without a picture, unless they are named themselves.
 """
 
 from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable, Iterator, Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
-from fwd2bot_index.errors import InputError
+from fwd2bot_index.archives import (
+    ARCHIVE_EXTENSIONS,
+    COMPRESSED_TARS,
+    NoImageColumn,
+    archives_in,
+    is_archive,
+    list_members,
+    member_uri,
+)
+from fwd2bot_index.errors import ImageError, InputError
+from fwd2bot_index.patterns import Patterns
 from fwd2bot_index.types import SkippedFile
 
 # fmt: off
 IMAGE_EXTENSIONS: Final = frozenset({
-    ".avif", ".bmp", ".dib", ".gif", ".heic", ".heif", ".ico", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg",
-    ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".qoi", ".tga", ".tif", ".tiff", ".webp",
+    ".avif", ".bmp", ".dib", ".gif", ".heic", ".heif", ".hif", ".ico", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg",
+    ".jpg", ".jxl", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".qoi", ".tga", ".tif", ".tiff", ".webp",
 })
+SYSTEM_FOLDERS: Final = frozenset({
+    "$recycle.bin", "#recycle", "#snapshot", "@eadir", "@recycle", "__macosx", "lost+found", "recycler",
+    "system volume information",
+})
+"""Waste bins, thumbnails and snapshots of Windows, macOS, Linux and network disks; in small letters."""
 # fmt: on
 
 
-@dataclass(frozen=True)
-class FoundFile:
+class FoundFile(NamedTuple):
     size: int
     mtime_ns: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class Listing:
-    """What lies under the paths given."""
+    """What lies under the paths given. The files are columns: there may be millions."""
 
     roots: Sequence[str]
     """Absolute; folders and files."""
-    files: dict[str, FoundFile] = field(default_factory=dict)
-    """By uri (the absolute path), in the order of names."""
+    uris: list[str] = field(default_factory=list)
+    """The absolute path of each file, or ``ARCHIVE!/MEMBER``; in each folder in the order of names."""
+    sizes: array[int] = field(default_factory=lambda: array("q"))
+    mtimes_ns: array[int] = field(default_factory=lambda: array("q"))
     unlisted: list[SkippedFile] = field(default_factory=list)
-    """Folders that could not be read, and files whose names cannot be recorded."""
+    """Folders and archives that could not be read, and files whose names cannot be recorded."""
+    archives: dict[str, FoundFile] = field(default_factory=dict)
+    """By path: those whose every picture is among the files."""
+    unopened: set[str] = field(default_factory=set)
+    """Archives that are as they were when they were known: what is known of their pictures stands."""
+    waiting: set[str] = field(default_factory=set)
+    """Archives that are being written."""
 
     def covers(self, uri: str) -> bool:
         """Whether a file of that name would have been found if it were still there."""
         within = any(_is_under(uri, root) for root in self.roots)
-        return within and not any(_is_under(uri, folder.uri) for folder in self.unlisted)
+        return (
+            within
+            and not any(_is_under(uri, folder.uri) for folder in self.unlisted)
+            and not any(archive in self.waiting for archive in archives_in(uri))
+        )
 
 
-def list_files(paths: Iterable[str | Path]) -> Listing:
+def list_files(
+    paths: Iterable[str | Path],
+    *,
+    archives: bool = True,
+    patterns: Patterns | None = None,
+    leave_out: str | Path | None = None,
+    known_archives: Mapping[str, tuple[int, int]] | None = None,
+    settled_ns: int | None = None,
+) -> Listing:
     """The files to index.
 
+    Args:
+        archives: whether those that lie in folders are looked into.
+        patterns: which of the files in folders and archives are wanted; None: all of them.
+        leave_out: a folder that is not entered.
+        known_archives: path -> size and mtime_ns; those that are still so are not opened (but where patterns may have
+            changed what is wanted of them).
+        settled_ns: archives that were changed after this time, and have not come from the future, are left for later.
+
     Raises:
-        InputError: a path does not exist, cannot be read, or is neither a folder nor a regular file.
+        InputError: a path does not exist, cannot be read, or is neither a folder nor a regular file; or it is an
+            archive that cannot be read.
     """
     roots = list(dict.fromkeys(os.path.abspath(path) for path in paths))
     if not roots:
         raise InputError("Give at least one folder or file to index.")
     listing = Listing(roots=roots)
-    visited: set[tuple[int, int]] = set()
+    lister = _Lister(
+        listing,
+        archives,
+        patterns or Patterns(),
+        os.path.abspath(leave_out) if leave_out is not None else None,
+        known_archives or {},
+        settled_ns,
+    )
+    folders = []
     for root in roots:
         try:
             status = os.stat(root)
         except OSError as e:
             raise InputError(f"{root} cannot be indexed: {e.strerror}.") from e
         if stat.S_ISDIR(status.st_mode):
-            _walk(root, listing, visited)
-        elif stat.S_ISREG(status.st_mode):
-            _add(root, status, listing)
-        else:
+            folders.append(root)
+        elif not stat.S_ISREG(status.st_mode):
             raise InputError(f"{root} is neither a folder nor a regular file.")
+        elif root.lower().endswith(COMPRESSED_TARS):
+            raise InputError(f"{root} cannot be indexed: it is a compressed tar; decompress it to a .tar first.")
+        else:
+            lister.name(root, status)
+    for root in folders:
+        lister.walk(root)
     for folder in listing.unlisted:
         if folder.uri in roots:
             raise InputError(f"{folder.uri} cannot be indexed: {folder.reason}.")
     return listing
 
 
-def _walk(root: str, listing: Listing, visited: set[tuple[int, int]]) -> None:
-    waiting = [root]
-    while waiting:
-        folder = waiting.pop()
-        try:
-            status = os.stat(folder)
-            if (status.st_dev, status.st_ino) in visited:
-                continue
-            visited.add((status.st_dev, status.st_ino))
-            entries = sorted(_visible(folder), key=lambda entry: entry.name)
-        except FileNotFoundError:
-            continue
-        except OSError as e:
-            listing.unlisted.append(SkippedFile(uri=folder, reason=f"it cannot be listed: {e.strerror}"))
-            continue
-        folders = []
-        for entry in entries:
+class _Lister:
+    def __init__(
+        self,
+        listing: Listing,
+        archives: bool,
+        patterns: Patterns,
+        leave_out: str | None,
+        known_archives: Mapping[str, tuple[int, int]],
+        settled_ns: int | None,
+    ) -> None:
+        self._listing = listing
+        self._archives = archives
+        self._patterns = patterns
+        self._leave_out = leave_out
+        self._known_archives = known_archives
+        self._settled_ns = settled_ns
+        self._named: set[str] = set()
+        self._visited: set[tuple[int, int]] = set()
+
+    def name(self, path: str, status: os.stat_result) -> None:
+        """Add a file that was named itself."""
+        self._named.add(path)
+        if is_archive(path):
+            self._look_into(path, status, inside="", named=True)
+        else:
+            self._add(path, status.st_size, status.st_mtime_ns)
+
+    def walk(self, root: str) -> None:
+        listing, patterns, named = self._listing, self._patterns, self._named
+        cut = len(root.rstrip(os.sep)) + 1
+        waiting = [root]
+        while waiting:
+            folder = waiting.pop()
             try:
-                status = entry.stat()
-            except OSError:  # it vanished, or is a link to nowhere or to itself
+                status = os.stat(folder)
+                if (status.st_dev, status.st_ino) in self._visited:
+                    continue
+                self._visited.add((status.st_dev, status.st_ino))
+                entries = sorted(_visible(folder), key=_name_of)
+            except FileNotFoundError:
                 continue
-            if stat.S_ISDIR(status.st_mode):
-                folders.append(entry.path)
-            elif stat.S_ISREG(status.st_mode) and os.path.splitext(entry.name)[1].lower() in IMAGE_EXTENSIONS:
-                _add(entry.path, status, listing)
-        waiting += reversed(folders)
+            except OSError as e:
+                listing.unlisted.append(SkippedFile(uri=folder, reason=f"it cannot be listed: {e.strerror}"))
+                continue
+            folders = []
+            for entry in entries:
+                name, path = entry.name, entry.path
+                extension = os.path.splitext(name)[1].lower()
+                wanted = extension in IMAGE_EXTENSIONS
+                archive = not wanted and extension in ARCHIVE_EXTENSIONS and self._archives
+                try:
+                    if entry.is_dir():
+                        if self._enters(name, path, cut):
+                            folders.append(path)
+                        continue
+                    if not (wanted or archive) or path in named:
+                        continue
+                    if patterns and not (patterns.enters(path[cut:]) if archive else patterns.takes(path[cut:])):
+                        continue
+                    status = entry.stat()
+                except OSError:  # it vanished, or is a link to nowhere or to itself
+                    continue
+                if not stat.S_ISREG(status.st_mode):
+                    continue
+                if archive:
+                    self._look_into(path, status, inside=path[cut:] + "/", named=False)
+                else:
+                    self._add(path, status.st_size, status.st_mtime_ns)
+            waiting += reversed(folders)
+
+    def _enters(self, name: str, path: str, cut: int) -> bool:
+        return name.lower() not in SYSTEM_FOLDERS and path != self._leave_out and self._patterns.enters(path[cut:])
+
+    def _look_into(self, path: str, status: os.stat_result, *, inside: str, named: bool) -> None:
+        """Add the pictures of an archive.
+
+        Args:
+            inside: what its members are called to the patterns, before their own names.
+        """
+        listing, found = self._listing, FoundFile(status.st_size, status.st_mtime_ns)
+        if not _is_text(path):
+            self._report_name(path)
+            return
+        if not self._patterns and self._known_archives.get(path) == found:
+            listing.unopened.add(path)
+            return
+        if is_recent(found.mtime_ns, self._settled_ns):
+            listing.waiting.add(path)
+            return
+        try:
+            members = list_members(path)
+        except NoImageColumn as e:
+            if named:
+                listing.unlisted.append(SkippedFile(uri=path, reason=e.reason))
+            return
+        except ImageError as e:
+            listing.unlisted.append(SkippedFile(uri=path, reason=e.reason))
+            return
+        rows = path.lower().endswith(".parquet")
+        whole = True
+        for member in members:
+            if not rows and not _is_picture(member.name):
+                continue
+            if "\0" in member.name:  # which no path can have
+                self._report_name(member_uri(path, member.name).replace("\0", "\\0"))
+                continue
+            if self._patterns and not self._patterns.takes(inside + member.name):
+                whole = False
+            else:
+                self._add(member_uri(path, member.name), member.size, member.mtime_ns)
+        if whole:
+            listing.archives[path] = found
+
+    def _add(self, uri: str, size: int, mtime_ns: int) -> None:
+        if not uri.isascii() and not _is_text(uri):
+            self._report_name(uri)
+            return
+        listing = self._listing
+        listing.uris.append(uri)
+        listing.sizes.append(size)
+        listing.mtimes_ns.append(mtime_ns)
+
+    def _report_name(self, uri: str) -> None:
+        readable = uri.encode("utf-8", "backslashreplace").decode()
+        self._listing.unlisted.append(
+            SkippedFile(uri=readable, reason="its name is not valid UTF-8, or has a NUL; rename it")
+        )
+
+
+def is_recent(mtime_ns: int, settled_ns: int | None) -> bool:
+    """Whether a file was changed after ``settled_ns`` (None: nothing was). A time a day and more after that was not set
+    by writing, but by a clock that is wrong."""
+    return settled_ns is not None and settled_ns < mtime_ns < settled_ns + 86_400 * 10**9
 
 
 def _visible(folder: str) -> Iterator[os.DirEntry[str]]:
@@ -109,15 +273,24 @@ def _visible(folder: str) -> Iterator[os.DirEntry[str]]:
         yield from (entry for entry in entries if not entry.name.startswith("."))
 
 
-def _add(uri: str, status: os.stat_result, listing: Listing) -> None:
+def _name_of(entry: os.DirEntry[str]) -> str:
+    return entry.name
+
+
+def _is_picture(member: str) -> bool:
+    *folders, name = member.split("/")
+    if os.path.splitext(name)[1].lower() not in IMAGE_EXTENSIONS or name.startswith("."):
+        return False
+    return not any(folder.startswith(".") or folder.lower() in SYSTEM_FOLDERS for folder in folders)
+
+
+def _is_text(uri: str) -> bool:
     try:
         uri.encode()
     except UnicodeEncodeError:
-        readable = uri.encode("utf-8", "backslashreplace").decode()
-        listing.unlisted.append(SkippedFile(uri=readable, reason="its name is not valid UTF-8; rename it"))
-        return
-    listing.files[uri] = FoundFile(status.st_size, status.st_mtime_ns)
+        return False
+    return True
 
 
 def _is_under(uri: str, folder: str) -> bool:
-    return uri == folder or uri.startswith(folder.rstrip(os.sep) + os.sep)
+    return uri == folder or uri.startswith((folder.rstrip(os.sep) + os.sep, member_uri(folder, "")))

@@ -42,22 +42,26 @@ import lance
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from fwd2bot_index.codec import Float32, get_codec
 from fwd2bot_index.config import Manifest
 from fwd2bot_index.errors import (
     Fwd2BotError,
+    IndexBusyError,
     IndexCorruptedError,
     IndexNotFoundError,
     IndexWriteError,
     InputError,
 )
+from fwd2bot_index.types import SkippedFile
 
 if sys.platform != "win32":
     import fcntl
 
 Float16: TypeAlias = npt.NDArray[np.float16]
-Status: TypeAlias = Literal["ok", "skipped"]
+Status: TypeAlias = Literal["ok", "skipped", "archive"]
+"""``archive``: a file whose pictures all have rows of their own, so that it need not be opened again."""
 T = TypeVar("T")
 
 KEEP_VERSIONS: Final = timedelta(minutes=10)
@@ -77,7 +81,8 @@ _OWN_NAMES: Final = frozenset({_MANIFEST, _MANIFEST + ".tmp", _IMAGES, _TOKENS, 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageRow:
-    """One file. A skipped one has an ``error`` and no picture; one that was never read has no ``id`` either."""
+    """One file. A skipped one has an ``error`` and no picture; one that was never read has no ``id`` either; an archive
+    has nothing but its size and its time."""
 
     uri: str
     id: str | None
@@ -96,29 +101,43 @@ class ImageRow:
             assert self.embedding is not None, self.uri
             assert self.error is None, self.uri
         else:
-            assert self.error is not None, self.uri
+            assert (self.error is None) == (self.status == "archive"), self.uri
             assert self.embedding is None, self.uri
 
 
 @dataclass(frozen=True, kw_only=True)
 class KnownFiles:
-    """All rows, as columns, without the embeddings: what deciding about changed files takes."""
+    """All rows, as Arrow's columns (a million strings of Python would take a second), without the embeddings: what
+    deciding about changed files takes."""
 
-    uri: list[str]
-    id: list[str | None]
+    uri: Any
+    """Strings, as are ``id`` (or null), ``status`` and ``error`` (or null)."""
+    id: Any
     size: npt.NDArray[np.int64]
     mtime_ns: npt.NDArray[np.int64]
-    status: list[Status]
-    error: list[str | None]
+    status: Any
+    error: Any
 
     def __len__(self) -> int:
         return len(self.uri)
 
+    def skipped(self) -> list[SkippedFile]:
+        """The files that could not be used, with the reasons."""
+        chosen = pc.equal(self.status, "skipped")
+        pairs = zip(self.uri.filter(chosen).to_pylist(), self.error.filter(chosen).to_pylist(), strict=True)
+        return [SkippedFile(uri=uri, reason=reason) for uri, reason in pairs]
+
+    def archives(self) -> dict[str, tuple[int, int]]:
+        """uri -> size and mtime_ns of the archives that are known whole."""
+        chosen = pc.equal(self.status, "archive").to_numpy(zero_copy_only=False).astype(bool)
+        values = zip(self.size[chosen].tolist(), self.mtime_ns[chosen].tolist(), strict=True)
+        return dict(zip(self.uri.filter(pa.array(chosen)).to_pylist(), values, strict=True))
+
     @classmethod
     def none(cls) -> Self:
         """What is known where there is no index."""
-        nothing = np.zeros(0, np.int64)
-        return cls(uri=[], id=[], size=nothing, mtime_ns=nothing, status=[], error=[])
+        numbers, strings = np.zeros(0, np.int64), pa.chunked_array([], pa.string())
+        return cls(uri=strings, id=strings, size=numbers, mtime_ns=numbers, status=strings, error=strings)
 
 
 class EmbeddedRows:
@@ -246,12 +265,12 @@ class IndexStore:
         """What is known of every file."""
         table = self._scan(self._images, columns=["uri", "id", "size", "mtime_ns", "status", "error"])
         return KnownFiles(
-            uri=table.column("uri").to_pylist(),
-            id=table.column("id").to_pylist(),
+            uri=table.column("uri"),
+            id=table.column("id"),
             size=table.column("size").to_numpy(),
             mtime_ns=table.column("mtime_ns").to_numpy(),
-            status=table.column("status").to_pylist(),
-            error=table.column("error").to_pylist(),
+            status=table.column("status"),
+            error=table.column("error"),
         )
 
     def embeddings(self) -> EmbeddedRows:
@@ -294,7 +313,7 @@ class IndexStore:
             self._images.checkout_latest()
             self._tokens.checkout_latest()
             ok = self._images.count_rows(filter="status = 'ok'")
-            return ok, self._images.count_rows() - ok, self._tokens.count_rows()
+            return ok, self._images.count_rows(filter="status = 'skipped'"), self._tokens.count_rows()
 
         files, skipped, pictures = _or_corrupted(self.path, count)
         return StoreStats(
@@ -378,7 +397,8 @@ def writing(path: str | Path) -> Iterator[None]:
     whose rows the other is about to write. The lock goes with the process, however that ends. (Windows: no lock.)
 
     Raises:
-        IndexWriteError: another process holds it, the folder cannot be written, or holds something else.
+        IndexBusyError: another process holds it.
+        IndexWriteError: the folder cannot be written, or holds something else.
     """
     folder = local_folder(path)
     check_target(folder)
@@ -395,7 +415,7 @@ def writing(path: str | Path) -> Iterator[None]:
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
                     existed = True
-                    raise IndexWriteError(
+                    raise IndexBusyError(
                         f"Another process is writing to the index in {folder}: let it finish, then try again."
                     ) from None
             yield

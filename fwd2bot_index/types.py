@@ -83,6 +83,8 @@ class IndexReport:
     unchanged: int = 0
     skipped: Sequence[SkippedFile] = ()
     """All files under the paths given that could not be used, also those that an earlier run tried."""
+    waiting: int = 0
+    """Files that may still be being written, left for a later run."""
     interrupted: bool = False
     seconds: float = 0.0
     """Wall time of the whole run, from listing the folder to the last commit, loading the model included."""

@@ -68,6 +68,10 @@ class Output:
     def data(self, text: str) -> None:
         self._out.write(text + "\n")
 
+    def flush(self) -> None:
+        """What was written so far, for who reads along."""
+        self._out.flush()
+
     def json(self, value: Any) -> None:
         """One document, indented, with nothing but ASCII: file names that are no UTF-8 survive it."""
         self.data(json.dumps(value, indent=2))

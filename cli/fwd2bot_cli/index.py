@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
@@ -19,7 +21,7 @@ from fwd2bot_index.checkpoints import DEFAULT_MODEL
 from fwd2bot_index.errors import InputError
 
 if TYPE_CHECKING:
-    from fwd2bot_index.types import Compressor, IndexReport
+    from fwd2bot_index.types import Compressor, IndexReport, SkippedFile
 
 EXIT_SKIPPED = 3
 EXIT_INTERRUPTED = 130
@@ -30,7 +32,10 @@ DEFAULT_CODEC = "int8"
 def index(
     context: typer.Context,
     paths: Annotated[
-        list[Path], typer.Argument(metavar="PATHS", help="Folders, searched in depth, and picture files.")
+        list[Path],
+        typer.Argument(
+            metavar="PATHS", help="Folders, searched in depth; picture files; zip, tar and Parquet files of pictures."
+        ),
     ],
     index: IndexFolder = None,
     model: Annotated[
@@ -70,6 +75,31 @@ def index(
         int | None,
         typer.Option(envvar="FWD2BOT_WORKERS", min=1, help="Processes that decode pictures. Default: by the machine."),
     ] = None,
+    include: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATTERN",
+            help="Only files that match this or another --include: '*.png' or 'raw' at any depth, '2023/*.jpg' from "
+            "the folder given, 'raw/' folders only, '**' any folders; what matches a folder holds for all in it, and "
+            "an archive is a folder. What is not wanted is dropped from the index.",
+        ),
+    ] = None,
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATTERN", help="Not what matches this pattern, even if it is included; repeatable too."),
+    ] = None,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Keep the index fresh until Ctrl-C; with --json, one line for each change.")
+    ] = False,
+    watch_seconds: Annotated[
+        float,
+        typer.Option(
+            envvar="FWD2BOT_WATCH_SECONDS",
+            min=0.1,
+            metavar="S",
+            help="Look for changes this often, and leave files alone that changed less than this ago.",
+        ),
+    ] = 10.0,
     as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -77,6 +107,9 @@ def index(
     """Compress pictures into the index; run it again after changes.
 
     Only new and changed files are computed; deleted ones are dropped and renamed ones followed.
+
+    Pictures in zip, tar and Parquet files, also in those that lie in the folders, are read in place. One is called
+    ARCHIVE!/MEMBER wherever a path is wanted (a.zip!/x/y.jpg; by column and row in Parquet: a.parquet!/image/12).
 
     Ctrl-C keeps what is done; the same command continues.
     """
@@ -87,7 +120,23 @@ def index(
         if not path.exists():  # indexing would say so too, but only after a model was downloaded
             raise InputError(f"There is no folder or file {shown(path)} to index.")
     choice, codec = _settings(folder, model=model, revision=revision, num_tokens=num_tokens, codec=codec)
-    report = run_index(session, paths, folder, choice, codec=codec, batch_size=batch_size, workers=workers)
+    run = partial(
+        run_index,
+        session,
+        paths,
+        folder,
+        choice,
+        codec=codec,
+        batch_size=batch_size,
+        workers=workers,
+        include=include or (),
+        exclude=exclude or (),
+    )
+    if watch:
+        load = cache(lambda: session.models.load(choice))
+        _watch(output, partial(run, load=load, settle_seconds=watch_seconds), folder, watch_seconds, as_json=as_json)
+        return
+    report = run()
     if as_json:
         output.json({"index": str(folder.absolute()), **asdict(report)})
     else:
@@ -107,6 +156,9 @@ def run_index(
     codec: str,
     batch_size: int = 32,
     workers: int | None = None,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    settle_seconds: float = 0.0,
     load: Callable[[], Compressor] | None = None,
 ) -> IndexReport:
     """Index with a progress bar. ``load`` replaces loading by the session, for who needs the same model afterwards."""
@@ -122,8 +174,34 @@ def run_index(
             codec=codec,
             batch_size=batch_size,
             workers=workers,
+            include=include,
+            exclude=exclude,
+            settle_seconds=settle_seconds,
             progress=progress,
         )
+
+
+def _watch(output: Output, run: Callable[[], IndexReport], folder: Path, seconds: float, *, as_json: bool) -> NoReturn:
+    """Tell of the first run and of every one that changed something, until Ctrl-C."""
+    from fwd2bot_index.watching import watch
+
+    skipped: Sequence[SkippedFile] | None = None
+    try:
+        for report in watch(run, seconds=seconds, tell=output.warning):
+            changed = report.added or report.updated or report.renamed or report.removed
+            if changed or report.skipped != skipped or report.interrupted:
+                if as_json:
+                    output.data(json.dumps({"index": str(folder.absolute()), **asdict(report)}))
+                    output.flush()
+                else:
+                    _tell(output, report, folder)
+                if report.skipped != skipped:
+                    _tell_skipped(output, report)
+            skipped = report.skipped
+            tell_interrupted(output, report)
+    except KeyboardInterrupt:
+        output.message("No longer watching.")
+    raise typer.Exit(EXIT_INTERRUPTED)
 
 
 def tell_interrupted(output: Output, report: IndexReport) -> None:
@@ -162,6 +240,7 @@ def _tell(output: Output, report: IndexReport, folder: Path) -> None:
         (report.removed, "removed"),
         (report.unchanged, "unchanged"),
         (len(report.skipped), "skipped"),
+        (report.waiting, "still being written"),
     )
     said = ", ".join(f"{count} {what}" for count, what in counts if count) or "nothing to do"
     computed = report.added + report.updated

@@ -27,15 +27,13 @@ def info(
     manifest, stats = store.manifest, store.stats()
     per_picture = stats.total_bytes / stats.pictures if stats.pictures else None
     if as_json:
-        known = store.known_files()
-        rows = zip(known.uri, known.status, known.error, strict=True)
         output.json(
             {
                 "index": str(store.path),
                 **asdict(manifest),
                 "files": stats.files,
                 "pictures": stats.pictures,
-                "skipped": [{"path": uri, "reason": error} for uri, status, error in rows if status == "skipped"],
+                "skipped": [{"path": s.uri, "reason": s.reason} for s in store.known_files().skipped()],
                 "bytes": {
                     "tokens": stats.tokens_bytes,
                     "names_and_embeddings": stats.images_bytes,

@@ -11,7 +11,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from archives_made import make_parquet, make_zip
 from cli_helpers import FakeModels, Run, draw_colours
+from pictures import plain
 
 from fwd2bot_index.config import Manifest
 
@@ -105,6 +107,77 @@ def test_odd_file_names(fwd2bot: Run, place: Path) -> None:
     row = fwd2bot("search", "red", "-n", "1").out
     assert row.endswith("pictures/new\\nline\\x1b[31m [bold]ü.png\n")
     assert fwd2bot("search", "red", "-n", "1", "-0").out == f"{place / 'pictures' / name}\0"
+
+
+def test_a_picture_in_an_archive_serves_wherever_a_file_does(fwd2bot: Run, place: Path) -> None:
+    draw_colours(place / "drawn")
+    files = {f"{name}.png": (place / "drawn" / f"{name}.png").read_bytes() for name in ("red", "green")}
+    make_zip(place / "x.zip", files)
+    make_parquet(place / "x.parquet", [(place / "drawn" / "blue.png").read_bytes()])
+    assert "3 added" in fwd2bot("index", "x.zip", "x.parquet").err
+    assert "3 unchanged" in fwd2bot("index", "x.zip", "x.parquet").err
+
+    outcome = fwd2bot("search", "blue", "-n", "1", "--html", "page.html")
+    assert outcome.out.endswith("\tx.parquet!/image/0\n")
+    page = (place / "page.html").read_text()
+    assert "data:image/jpeg;base64," in page
+    assert "picture not found" not in page
+    assert "\tx.zip!/red.png\n" in fwd2bot("search", "--image", "x.zip!/red.png", "-n", "1").out
+    assert fwd2bot("ask", "which colour?", "--image", "x.zip!/green.png").out == "green\n"
+    make_zip(place / "y.zip", {"other.png": plain((0, 0, 250), (9, 9))})
+    assert fwd2bot("ask", "which colour?", "--image", "y.zip!/other.png").out == "blue\n"
+    assert "not in y.zip" in fwd2bot("search", "--image", "y.zip!/none.png").sentence
+    assert "There is no picture" in fwd2bot("search", "--image", "z.zip!/none.png").sentence
+
+
+def test_patterns_say_what_is_wanted_and_the_rest_is_dropped(fwd2bot: Run, place: Path) -> None:
+    draw_colours(place / "pictures")
+    draw_colours(place / "pictures" / "raw")
+    assert "6 added" in fwd2bot("index", "pictures").err
+    err = fwd2bot("index", "pictures", "--exclude", "raw/", "--exclude", "blue.*").err
+    assert "4 removed, 2 unchanged" in err
+    err = fwd2bot("index", "pictures", "--include", "raw/*.png", "--include", "red.png").err
+    assert "2 added, 1 renamed, 1 unchanged" in err  # raw/green.png has the bytes of green.png, which is gone
+    assert "makes no sense" in fwd2bot("index", "pictures", "--exclude", "!a").sentence
+
+
+def watching(place: Path, *options: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", SLOW, "index", "pictures", "--watch", "--watch-seconds", "0.3", *options],
+        cwd=place,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def next_report(process: subprocess.Popen[str]) -> dict[str, int]:
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("{"):
+            report: dict[str, int] = json.loads(line)
+            return report
+    pytest.fail("it ended")
+
+
+def test_watching_follows_changes_until_ctrl_c(fwd2bot: Run, place: Path) -> None:
+    draw_colours(place / "pictures")
+    for picture in (place / "pictures").iterdir():
+        os.utime(picture, (10**9, 10**9))
+    process = watching(place, "--json")
+    assert next_report(process)["added"] == 3
+    assert fwd2bot("index", "pictures").code == 0  # nobody holds the index between the rounds
+    (place / "pictures" / "red.png").unlink()
+    assert next_report(process)["removed"] == 1
+    (place / "pictures" / "new.png").write_bytes(plain((1, 2, 3)))
+    report = next_report(process)
+    assert (report["added"], report["unchanged"]) == (1, 2)
+    os.killpg(process.pid, signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130, error
+    assert "Traceback" not in error
 
 
 SLOW = """

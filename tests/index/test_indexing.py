@@ -256,8 +256,8 @@ def test_a_file_that_could_not_be_read_is_tried_again(corpus: Corpus, monkeypatc
     link.write_bytes(plain(RED, (9, 9)))
     listed = indexing.list_files
 
-    def then_vanish(paths: Sequence[str | Path]) -> object:
-        listing = listed(paths)
+    def then_vanish(paths: Sequence[str | Path], **options: object) -> object:
+        listing = listed(paths, **options)  # type: ignore[arg-type]
         link.rename(corpus.photos / "late.hidden")
         return listing
 

@@ -16,7 +16,7 @@ from fwd2bot_index.listing import list_files
 
 
 def names(root: Path, *paths: Path) -> list[str]:
-    return [os.path.relpath(uri, root) for uri in list_files(paths or [root]).files]
+    return [os.path.relpath(uri, root) for uri in list_files(paths or [root]).uris]
 
 
 def test_images_at_any_depth_and_nothing_else(tmp_path: Path) -> None:
@@ -43,8 +43,9 @@ def test_paths_that_overlap_count_once(tmp_path: Path) -> None:
 def test_size_and_time_are_those_of_the_file(tmp_path: Path) -> None:
     write(tmp_path, {"a.jpg": b"12345"})
     os.utime(tmp_path / "a.jpg", ns=(10**18, 10**18 + 123))
-    found = list_files([tmp_path]).files[str(tmp_path / "a.jpg")]
-    assert (found.size, found.mtime_ns) == (5, 10**18 + 123)
+    listing = list_files([tmp_path])
+    assert (listing.uris, list(listing.sizes)) == ([str(tmp_path / "a.jpg")], [5])
+    assert list(listing.mtimes_ns) == [10**18 + 123]
 
 
 def test_links_are_followed_and_loops_end(tmp_path: Path) -> None:
@@ -91,7 +92,7 @@ def test_a_folder_that_cannot_be_listed_is_named_and_covers_nothing(
 
     monkeypatch.setattr(listing_module, "_visible", refuse)
     listing = list_files([tmp_path])
-    assert list(listing.files) == [str(tmp_path / "a.jpg")]
+    assert listing.uris == [str(tmp_path / "a.jpg")]
     assert [(s.uri, s.reason) for s in listing.unlisted] == [(locked, "it cannot be listed: Permission denied")]
     assert listing.covers(str(tmp_path / "gone.jpg"))
     assert not listing.covers(locked + "/b.jpg")
@@ -110,7 +111,7 @@ def test_a_name_that_is_not_text_is_reported(tmp_path: Path) -> None:
     with open(os.fsencode(tmp_path) + b"/caf\xe9.jpg", "wb") as f:
         f.write(b"x")
     listing = list_files([tmp_path])
-    assert not listing.files
+    assert not listing.uris
     assert listing.unlisted[0].uri.endswith("caf\\udce9.jpg")
     assert "UTF-8" in listing.unlisted[0].reason
 

@@ -13,7 +13,8 @@ from fwd2bot_index import errors
 NAMES = {
     "Answer", "CompressorConfig", "Fwd2BotModel", "Hit", "Index", "IndexReport", "SummaryTokens", "index_images",
     "Fwd2BotError", "ImageError", "IndexCorruptedError", "IndexEmptyError", "IndexError_", "IndexMismatchError",
-    "IndexNotFoundError", "IndexWriteError", "InputError", "ModelError", "UnsupportedFamilyError",
+    "IndexNotFoundError", "IndexWriteError", "InputError", "ModelError", "UnsupportedFamilyError", "IndexBusyError",
+    "NothingToIndexError",
 }  # fmt: skip
 
 

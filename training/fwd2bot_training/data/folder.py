@@ -126,7 +126,7 @@ class MetadataFolder(_FolderSource):
 class TextFileFolder(_FolderSource):
     def __init__(self, config: SourceConfig, folder: Path, routing: Routing, *, stop: bool) -> None:
         super().__init__(config, routing)
-        self._files = list(list_files([folder]).files)
+        self._files = list_files([folder], archives=False).uris
         if not self._files:
             raise InputError(f"The source {config.name!r}: there are no pictures in {folder}.")
         sizes = [_size(_text_file(file)) for file in self._files]
