@@ -34,12 +34,13 @@ from typing import Final, Literal, TypeAlias
 import numpy as np
 
 from fwd2bot_index.changes import Changes, find_changes
-from fwd2bot_index.codec import CODEC_NAMES, Float32
-from fwd2bot_index.config import Manifest
+from fwd2bot_index.codec import CODEC_NAMES, fit_codec
+from fwd2bot_index.config import DEFAULT_CODEC, Manifest
 from fwd2bot_index.decode_pool import Decoded, DecodePool
 from fwd2bot_index.decoding import MAX_SIDE, content_id, read_file
 from fwd2bot_index.errors import ImageError, IndexMismatchError, IndexWriteError, InputError, ModelError
 from fwd2bot_index.listing import FoundFile, list_files
+from fwd2bot_index.payloads import Float32
 from fwd2bot_index.store import ImageRow, IndexStore, KnownFiles, local_folder, writing
 from fwd2bot_index.types import Compressor, IndexReport, ModelIdentity, SkippedFile
 from fwd2bot_index.write_buffer import Copy, WriteBuffer
@@ -66,7 +67,7 @@ def index_images(
     model: Compressor | Callable[[], Compressor],
     *,
     model_identity: ModelIdentity | None = None,
-    codec: str = "int8",
+    codec: str = DEFAULT_CODEC,
     batch_size: int = 32,
     workers: int | None = None,
     max_side: int = MAX_SIDE,
@@ -81,7 +82,7 @@ def index_images(
         model: the model, or what loads it if it comes to be needed.
         model_identity: which model ``model`` loads, so that an index of another is refused, and one that is up to date
             is left alone, without loading it. None: ask the model.
-        codec: how summary tokens are stored.
+        codec: how summary tokens are stored; a fitted one learns from the pictures of the first commit.
         batch_size: pictures in one call of ``model.compress``.
         workers: processes that decode. None: half the processors.
         max_side: pictures are reduced to this longest side, in pixels, or to the model's ``decode_side`` if it has one
@@ -389,7 +390,7 @@ class _Run:
                 f"index with --codec {manifest.codec}, {otherwise}."
             )
 
-    def _create_store(self) -> IndexStore:
+    def _create_store(self, first: Float32) -> IndexStore:
         identity, model = self._model.identity, self._model.load()
         manifest = Manifest(
             model=identity.name,
@@ -402,7 +403,7 @@ class _Run:
             codec=self._codec,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
         )
-        return IndexStore.create(self.folder, manifest)
+        return IndexStore.create(self.folder, manifest, fit_codec(self._codec, first))
 
     def _nothing_usable(self) -> str:
         outcomes = self._buffer.outcomes

@@ -7,7 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Final
 
-from fwd2bot_index.codec import Float32
+import numpy as np
+
+from fwd2bot_index.payloads import Float32
 from fwd2bot_index.store import ImageRow, IndexStore
 
 COMMIT_BYTES: Final = 64 * 2**20
@@ -37,7 +39,10 @@ class Copy:
 class WriteBuffer:
     """Collects rows and commits them together. The index is made with the first picture, not before."""
 
-    def __init__(self, store: IndexStore | None, create: Callable[[], IndexStore], *, commit_seconds: float) -> None:
+    def __init__(
+        self, store: IndexStore | None, create: Callable[[Float32], IndexStore], *, commit_seconds: float
+    ) -> None:
+        """``create``: makes the index, knowing the tokens [N, K, D] of the first pictures of it."""
         self.store = store
         """None: nothing was committed, and there was no index before."""
         self.outcomes: list[Outcome] = []
@@ -84,7 +89,7 @@ class WriteBuffer:
         self._resolve_copies()
         if self._rows and (self.store is not None or any(row.status == "ok" for row in self._rows)):
             if self.store is None:
-                self.store = self._create()
+                self.store = self._create(np.stack(list(self._tokens.values())))
             self.store.commit(self._rows, self._tokens)
             self._rows, self._tokens, self._waiting_bytes = [], {}, 0
         self._last_commit = time.perf_counter()
