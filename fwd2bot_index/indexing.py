@@ -15,6 +15,7 @@ Notable choices:
 - The model is loaded when the first file needs it, while the decoders start.
 - What is done is committed every ``commit_seconds``, at Ctrl-C, and at the end; the next run continues from there.
 - A new index is made on disk with the first picture that could be compressed: a run that fails leaves nothing behind.
+- The first pictures of a new index are spread over all that was found, where the codec is fitted to them.
 - A file that was never read (no permission, say) is tried in every run, for nothing about it need change to cure it.
 
 Shapes: B batch, K summary tokens, D hidden size, E embedding size.
@@ -34,7 +35,7 @@ from typing import Final, Literal, TypeAlias
 import numpy as np
 
 from fwd2bot_index.changes import Changes, find_changes
-from fwd2bot_index.codec import CODEC_NAMES, fit_codec
+from fwd2bot_index.codec import CODEC_NAMES, fit_codec, is_fitted
 from fwd2bot_index.config import DEFAULT_CODEC, Manifest
 from fwd2bot_index.decode_pool import Decoded, DecodePool
 from fwd2bot_index.decoding import MAX_SIDE, content_id, read_file
@@ -46,6 +47,8 @@ from fwd2bot_index.types import Compressor, IndexReport, ModelIdentity, SkippedF
 from fwd2bot_index.write_buffer import Copy, WriteBuffer
 
 MAX_WORKERS: Final = 16
+FIT_SAMPLE: Final = 256
+"""More pictures than these teach a codec little (docs/storage.md)."""
 
 Phase: TypeAlias = Literal["listing", "checking", "loading", "compressing", "finishing"]
 
@@ -120,6 +123,14 @@ def default_workers() -> int:
     """Half the processors: the other half is for the model."""
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 2
     return max(1, min(MAX_WORKERS, processors // 2))
+
+
+def sample_first(uris: Sequence[str], count: int = FIT_SAMPLE) -> list[str]:
+    """All of them, first ``count`` that are evenly spread: what a codec is fitted to should be like what follows, and
+    files of one folder are like each other."""
+    first = [uris[i * len(uris) // count] for i in range(count)] if len(uris) > count else uris
+    chosen = set(first)
+    return [*first, *(uri for uri in uris if uri not in chosen)]
 
 
 class _LazyModel:
@@ -213,6 +224,8 @@ class _Run:
         to_decode = changes.to_decode + self._check(changes)
         if not to_decode:
             return
+        if self._buffer.store is None and is_fitted(self._codec):
+            to_decode = sample_first(to_decode)
         with DecodePool(self._workers, ahead=2 * self._batch_size) as pool:
             self._tell("loading")
             model = self._model.load()

@@ -30,7 +30,7 @@ import safetensors
 from safetensors.numpy import load, load_file, save
 
 from fwd2bot_index.errors import IndexCorruptedError
-from fwd2bot_index.payloads import Bytes, Float32, block_size, check_finite, check_size, rotation
+from fwd2bot_index.payloads import Bytes, Float32, block_size, check_finite, check_size, parts, rotation
 
 WIDTHS: Final = (1, 2, 3, 4, 6, 8, 12, 16, 32)
 """Numbers that one byte stands for; there is a book of codewords for each."""
@@ -54,7 +54,8 @@ _STEPS_PER_OCTAVE: Final = 12
 _GAIN_OF_ONE: Final = 128
 _LARGEST_NORMAL: Final = np.float32(2.0**14)
 """More deviations than any gain and codeword could say."""
-_ROWS_AT_ONCE: Final = 16_384
+_ROWS_AT_ONCE: Final = 2048
+"""Of a table of distances that stays in a processor's cache."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -163,7 +164,14 @@ class ProductCodec:
     def decode(self, payload: Bytes, *, k: int, d: int) -> Float32:
         check_size(self.name, self.payload_bytes(k, d), payload, k=k, d=d)
         assert (k, d) == (self._k, self._d), (k, d)
-        count = len(payload)
+        tokens = np.empty((len(payload), k, d), np.float32)
+        for part in parts(len(payload), 4 * k * d):
+            self._decode(payload[part], tokens[part])
+        return tokens
+
+    def _decode(self, payload: Bytes, tokens: Float32) -> None:
+        """Into ``tokens`` [B, K, D]."""
+        count, k, d = tokens.shape
         ordered = np.zeros((count, k * d), np.float32)
         for book, codes, numbers in self._runs():
             values = np.take(book, payload[:, codes], axis=0).reshape(count, -1)
@@ -171,10 +179,9 @@ class ProductCodec:
         mixed = np.take(ordered.reshape(count, -1, self._unit), self._ranks, axis=1)
         mixed *= self.fit.deviation.reshape(-1, 1)
         mixing = self.fit.mixing * _gain(payload[:, :k])[:, None, :]
-        tokens = np.matmul(mixing, mixed.reshape(count, k, d)).reshape(-1, len(self._basis)) @ self._basis.T
-        tokens = tokens.reshape(count, k, d)
+        turned = np.matmul(mixing, mixed.reshape(count, k, d)).reshape(-1, len(self._basis))
+        np.matmul(turned, self._basis.T, out=tokens.reshape(turned.shape))
         tokens += self.fit.mean
-        return tokens
 
     def _runs(self) -> list[tuple[Float32, slice, slice]]:
         """For each width in use: its book, where its codes are in a payload, and its numbers among the ordered."""
@@ -193,19 +200,27 @@ class ProductCodec:
         return np.argsort(self._places)
 
     @cached_property
-    def _is_written(self) -> Float32:
-        """[K, D / U, U]: 1 where a coordinate is told of."""
+    def _gain_weights(self) -> Float32:
+        """[K, D], zero where a coordinate is not told of, and a sum of one where some of a token are.
+
+        The root of the deviation: by equal weights a crowd of small coordinates, whose deviations are known least,
+        would decide whether the few large ones are clipped; by the variance, those alone would decide for all.
+        """
         ordered = np.zeros((self._places.size, self._unit), np.float32)
         ordered.reshape(-1)[: self._written] = 1
-        return ordered[self._ranks].reshape(*self.fit.deviation.shape, self._unit)
+        weights = ordered[self._ranks].reshape(*self.fit.deviation.shape, self._unit)
+        relative = self.fit.deviation / self.fit.deviation.max(axis=1, keepdims=True)
+        weights *= np.sqrt(relative)[..., None]
+        weights = weights.reshape(self._k, -1)
+        total = weights.sum(axis=1, keepdims=True)
+        return np.divide(weights, total, out=np.zeros_like(weights), where=total > 0)
 
     def _gains(self, normal: Float32) -> Bytes:
         """[B, K] from coordinates [B, K, D / U, U] in deviations: the root mean square of those that are written."""
         flat = normal.reshape(len(normal), self._k, -1)
-        weights = self._is_written.reshape(self._k, -1)
-        energy = np.einsum("bkd,bkd,kd->bk", flat, flat, weights)
+        energy = np.einsum("bkd,bkd,kd->bk", flat, flat, self._gain_weights)
         with np.errstate(divide="ignore"):
-            octaves = np.log2(energy / np.maximum(weights.sum(-1), 1)) / 2
+            octaves = np.log2(energy) / 2
         steps = np.rint(_STEPS_PER_OCTAVE * octaves) + _GAIN_OF_ONE
         return np.clip(steps, 0, 255).astype(np.uint8)
 

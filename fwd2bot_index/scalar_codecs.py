@@ -14,7 +14,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from fwd2bot_index.payloads import Bytes, Float32, block_size, check_finite, check_size, damaged, rotation
+from fwd2bot_index.payloads import Bytes, Float32, block_size, check_finite, check_size, damaged, parts, rotation
 
 _FLOAT16_MAX: Final = float(np.finfo(np.float16).max)
 _FLOAT16_INFINITY: Final = 0x7C00
@@ -160,10 +160,12 @@ class RotatedCodec:
         length = k * self._row_bytes(d)
         packed = np.zeros((len(payload), length + length % 2), np.uint8)
         packed[:, :length] = payload[:, at:]
-        values = np.take(self._values, packed.view("<u2"), axis=0).reshape(len(payload), -1)
-        values = values[:, : length * 8 // self._bits].reshape(len(payload), k, -1)[..., :d]
-        blocks = values.reshape(-1, size) @ rotation(size).T
-        blocks *= scales.reshape(-1, 1)
+        blocks = np.empty((len(payload), k * d // size, size), np.float32)
+        for part in parts(len(payload), 4 * k * d):
+            values = np.take(self._values, packed[part].view("<u2"), axis=0).reshape(len(blocks[part]), -1)
+            values = values[:, : length * 8 // self._bits].reshape(len(values), k, -1)[..., :d]
+            np.matmul(values.reshape(-1, size), rotation(size).T, out=blocks[part].reshape(-1, size))
+            blocks[part] *= scales[part, :, None]
         return blocks.reshape(-1, k, d)
 
     def _numbers(self, rotated: Float32, scale: Float32) -> Bytes:
