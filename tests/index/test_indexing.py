@@ -26,7 +26,7 @@ from fwd2bot_index.errors import (
     InputError,
     ModelError,
 )
-from fwd2bot_index.indexing import Progress, index_images
+from fwd2bot_index.indexing import Progress, index_images, sample_first
 from fwd2bot_index.store import IndexStore
 from fwd2bot_index.types import Compressor, ImageInput, IndexReport, ModelIdentity, SummaryTokens
 
@@ -102,7 +102,7 @@ def test_every_picture_is_stored_as_what_it_is(corpus: Corpus) -> None:
     assert counts(corpus.index()) == {"added": 3}
     assert corpus.found() == {"red.png": "red", "sub/green.png": "green", "blue.png": "blue"}
     manifest = corpus.store.manifest
-    assert (manifest.model, manifest.model_fingerprint, manifest.codec) == ("fake", "fake-1", "int8")
+    assert (manifest.model, manifest.model_fingerprint, manifest.codec) == ("fake", "fake-1", "pq8")
     assert (manifest.num_summary_tokens, manifest.token_dim, manifest.embedding_dim) == (4, 8, 3)
 
 
@@ -370,6 +370,39 @@ def test_another_codec_is_refused(corpus: Corpus) -> None:
         corpus.index(codec="int8")
     with pytest.raises(InputError, match="'int3'"):
         corpus.index(codec="int3")
+
+
+def test_a_codec_is_fitted_once(corpus: Corpus) -> None:
+    """To the pictures of the first commit; what comes later is written and read with the same."""
+    corpus.write({f"{i}.png": plain((5 * i, 0, 250 - 5 * i), (20 + i, 20)) for i in range(40)})
+    corpus.index(codec="pq8")
+    fit = (corpus.index_folder / "codec.safetensors").read_bytes()
+    rows = corpus.store.embeddings()
+    ids = [rows.row(i)[1] for i in range(len(rows))]
+    before = corpus.store.tokens(ids)
+    corpus.write({f"later {i}.png": plain((0, 5 * i, 250 - 5 * i), (20 + i, 20)) for i in range(40)})
+    assert counts(corpus.index(codec="pq8")) == {"added": 40, "unchanged": 43}
+    assert (corpus.index_folder / "codec.safetensors").read_bytes() == fit
+    np.testing.assert_array_equal(corpus.store.tokens(ids), before)
+    rows = corpus.store.embeddings()
+    for i in range(len(rows)):  # also of colours that the fit has not seen
+        uri, id_, _, _ = rows.row(i)
+        [told] = corpus.store.tokens([id_])
+        made = FakeModel().compress([Path(uri).read_bytes()]).tokens[0].numpy()
+        assert np.linalg.norm(told - made) < 0.4 * np.linalg.norm(made), uri
+
+
+def test_no_file_for_a_codec_that_learns_nothing(corpus: Corpus) -> None:
+    corpus.index(codec="int4")
+    assert not (corpus.index_folder / "codec.safetensors").exists()
+
+
+def test_the_first_pictures_come_from_everywhere(corpus: Corpus) -> None:
+    uris = [f"{i:03}" for i in range(100)]
+    assert sample_first(uris, 10)[:10] == [f"{i:03}" for i in range(0, 100, 10)]
+    assert sorted(sample_first(uris, 10)) == uris
+    assert sample_first(uris, 99)[:99] == [u for u in uris if u != "099"]
+    assert sample_first(uris, 100) == sample_first(uris, 500) == uris
 
 
 def test_a_corrupted_manifest_is_refused(corpus: Corpus) -> None:
