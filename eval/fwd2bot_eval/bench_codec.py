@@ -44,8 +44,9 @@ FIT_STREAM: Final = "codec fit"
 FIT: Final = 256
 FEW: Final = 16
 HITS: Final = 100
-SPEED_SHAPE: Final = (16, 4096)
+LARGE: Final = (16, 4096)
 OUTLIERS: Final = 4
+MASSIVE: Final = 0.01
 REPEATS: Final = 7
 BASELINE: Final = UNFITTED_NAMES[0]
 
@@ -102,14 +103,14 @@ def relative_error(decoded: Float32, tokens: Float32) -> float:
     return float(np.linalg.norm((decoded - tokens).ravel()) / np.linalg.norm(tokens.ravel()))
 
 
-def outlier_tokens(count: int, k: int, d: int, *, seed: int = 0) -> tuple[Float32, npt.NDArray[np.intp]]:
+def outlier_tokens(count: int, k: int, d: int, *, massive: float, seed: int) -> tuple[Float32, npt.NDArray[np.intp]]:
     """Normal numbers [count, k, d], but for a few channels (also returned) that are 50 times as large in every token,
-    and 20 times that in one token of a hundred ("Massive activations", arXiv 2402.17762)."""
+    and 20 times that in a share ``massive`` of the tokens ("Massive activations", arXiv 2402.17762)."""
     rng = np.random.default_rng(seed)
     channels = np.random.default_rng(7).permutation(d)[:OUTLIERS]
     tokens = rng.normal(size=(count, k, d)).astype(np.float32)
     large = 50 * (1 + 0.3 * rng.normal(size=(count, k, OUTLIERS)))
-    tokens[..., channels] = large * np.where(rng.random((count, k, 1)) < 0.01, 20, 1)
+    tokens[..., channels] = large * np.where(rng.random((count, k, 1)) < massive, 20, 1)
     return tokens, channels
 
 
@@ -148,10 +149,15 @@ def measure_signal(
     )
 
 
-def signals(kinds: Mapping[str, tuple[Float32, Float32]], *, repeats: int = REPEATS) -> list[Signal]:
+def signals(
+    kinds: Mapping[str, tuple[Float32, Float32]], *, large: tuple[int, int] = LARGE, repeats: int = REPEATS
+) -> list[Signal]:
     """Every codec on the tokens of every kind, given as those to fit to and those to measure, and on outliers.
 
     A fitted codec is also fitted to few, and to another kind.
+
+    Args:
+        large: K and D of the tokens with outliers.
     """
     found = []
     for kind, (fit, tokens) in kinds.items():
@@ -163,11 +169,11 @@ def signals(kinds: Mapping[str, tuple[Float32, Float32]], *, repeats: int = REPE
                 if other is not None:
                     ways[f"{name}, fitted to other"] = other
             found += [measure_signal(label, name, kind, to, tokens, repeats=repeats) for label, to in ways.items()]
-    k, d = SPEED_SHAPE
-    fit, _ = outlier_tokens(HITS, k, d, seed=1)
-    tokens, channels = outlier_tokens(HITS, k, d, seed=2)
-    kind = f"{k} x {d}, outliers"
-    found += [measure_signal(n, n, kind, fit, tokens, outliers=channels, repeats=repeats) for n in CODEC_NAMES]
+    k, d = large
+    for kind, massive in ((f"{k} x {d}, outliers", 0.0), (f"{k} x {d}, massive", MASSIVE)):
+        fit, _ = outlier_tokens(HITS, k, d, massive=massive, seed=1)
+        tokens, channels = outlier_tokens(HITS, k, d, massive=massive, seed=2)
+        found += [measure_signal(n, n, kind, fit, tokens, outliers=channels, repeats=repeats) for n in CODEC_NAMES]
     return found
 
 
