@@ -459,13 +459,12 @@ def local_folder(path: str | Path) -> Path:
 
 def _fitted_codec(folder: Path, manifest: Manifest) -> Codec:
     path, k, d = folder / _FIT, manifest.num_summary_tokens, manifest.token_dim
-    most = largest_file(k, d)
     try:
         with open(path, "rb") as f:
-            raw = f.read(most + 1)
+            raw = f.read(largest_file(k, d))
     except OSError as e:
         raise _corrupted(folder, f"{path} cannot be read: {e.strerror or e}") from e
-    if len(raw) > most or hashlib.sha256(raw).hexdigest() != manifest.codec_sha256:
+    if hashlib.sha256(raw).hexdigest() != manifest.codec_sha256:
         raise _corrupted(folder, f"{path} is not the file that its {_MANIFEST} speaks of")
     try:
         return codec_from_fit(manifest.codec, raw, k=k, d=d)

@@ -404,6 +404,16 @@ def test_the_first_pictures_come_from_everywhere(corpus: Corpus) -> None:
     assert sample_first(uris, 99)[:99] == [u for u in uris if u != "099"]
     assert sample_first(uris, 100) == sample_first(uris, 500) == uris
 
+    corpus.write({f"{i:03}.png": plain(RED, (10 + i, 9)) for i in range(300)})
+    found = {}
+    for codec in ("pq8", "int4"):
+        corpus.index(codec=codec)
+        rows = corpus.store.embeddings()
+        found[codec] = [rows.row(i)[0] for i in range(len(rows))]
+        shutil.rmtree(corpus.index_folder)
+    assert found["pq8"] == sample_first(found["int4"])
+    assert found["int4"] == sorted(found["int4"]) != found["pq8"], "nothing to learn: no reason for another order"
+
 
 def test_a_corrupted_manifest_is_refused(corpus: Corpus) -> None:
     corpus.index()
