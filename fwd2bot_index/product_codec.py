@@ -49,7 +49,8 @@ _PRIOR_SHARE: Final = 0.3
 _LEAST_DEVIATION: Final = 1e-3
 """Of the root mean square deviation."""
 _LARGEST: Final = np.float32(2.0**60)
-"""Tokens are clamped to what can be squared and added up; no LLM computes with more."""
+"""Tokens are clamped to what can be squared and added up, and deviations are at least its inverse: no LLM computes with
+more, or less."""
 _STEPS_PER_OCTAVE: Final = 12
 _GAIN_OF_ONE: Final = 128
 _LARGEST_NORMAL: Final = np.float32(2.0**14)
@@ -262,7 +263,7 @@ def fit_product_codec(ratio: int, tokens: Float32) -> ProductCodec:
     share = min(_PRIOR_SHARE, 1 / n)
     variance = (1 - share) * variance + share * variance.mean()
     variance = np.maximum(variance, _LEAST_DEVIATION**2 * variance.mean()) if variance.any() else variance + 1
-    deviation = (np.sqrt(variance) * scale).astype(np.float32)
+    deviation = np.maximum(np.sqrt(variance) * scale, 1 / _LARGEST).astype(np.float32)
     by_variance = np.repeat(np.sort(variance.ravel())[::-1], unit)
     books, distortion = _normal_books()
     counts = allocate(by_variance, distortion, product_bytes(ratio, k, d) - k)

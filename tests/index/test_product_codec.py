@@ -96,7 +96,7 @@ def test_tokens_of_any_kind_and_shape(data: st.DataObject, shape: tuple[int, int
 @given(tokens=hnp.arrays(np.float32, (2, 2, 5), elements=st.floats(width=32, allow_nan=False, allow_infinity=False)))
 @settings(max_examples=100, deadline=None)
 def test_any_finite_token_is_taken(tokens: np.ndarray) -> None:
-    for fit in (tokens, np.zeros_like(tokens), np.ones_like(tokens)):
+    for fit in (tokens, np.zeros_like(tokens), np.ones_like(tokens), np.full_like(tokens, 1e-45)):
         codec = fit_product_codec(8, fit)
         assert np.isfinite(codec.decode(codec.encode(tokens), k=2, d=5)).all()
 
