@@ -49,8 +49,10 @@ _PRIOR_SHARE: Final = 0.3
 _LEAST_DEVIATION: Final = 1e-3
 """Of the root mean square deviation."""
 _LARGEST: Final = np.float32(2.0**60)
-"""Tokens are clamped to what can be squared and added up, and deviations are at least its inverse: no LLM computes with
+"""Tokens are clamped to what can be squared and added up, and deviations to that and its inverse: no LLM computes with
 more, or less."""
+_LARGEST_OF_UNIT: Final = 1.01
+"""No entry of an orthogonal matrix is larger than 1, but for rounding."""
 _STEPS_PER_OCTAVE: Final = 12
 _GAIN_OF_ONE: Final = 128
 _LARGEST_NORMAL: Final = np.float32(2.0**14)
@@ -79,8 +81,8 @@ class Fit:
     def to_bytes(self) -> bytes:
         """As a safetensors file."""
         books = {f"book.{w}": book for w, book in zip(WIDTHS, self.books, strict=True)}
-        parts = {name: getattr(self, name) for name in ("mean", "mixing", "basis", "deviation", "counts")}
-        return bytes(save({**parts, **books}))
+        others = {name: getattr(self, name) for name in ("mean", "mixing", "basis", "deviation", "counts")}
+        return bytes(save({**others, **books}))
 
     @classmethod
     def from_bytes(cls, raw: bytes, *, k: int, d: int, codes: int) -> Self:
@@ -112,7 +114,8 @@ class Fit:
         for name, (array, shape, dtype) in expected.items():
             if array.shape != shape or array.dtype != dtype:
                 raise ValueError(f"{name} is {list(array.shape)} of {array.dtype}")
-            if not (np.abs(array) <= _LARGEST).all():
+            most = _LARGEST_OF_UNIT if name in ("mixing", "basis") else _LARGEST
+            if not (np.abs(array) <= most).all():  # so decoding cannot overflow, whatever the payload
                 raise ValueError(f"{name} holds numbers that no fit has")
         if (self.counts < 0).any() or self.counts.sum() > codes or not (self.deviation > 0).all():
             raise ValueError("its numbers contradict each other")
@@ -263,7 +266,7 @@ def fit_product_codec(ratio: int, tokens: Float32) -> ProductCodec:
     share = min(_PRIOR_SHARE, 1 / n)
     variance = (1 - share) * variance + share * variance.mean()
     variance = np.maximum(variance, _LEAST_DEVIATION**2 * variance.mean()) if variance.any() else variance + 1
-    deviation = np.maximum(np.sqrt(variance) * scale, 1 / _LARGEST).astype(np.float32)
+    deviation = np.clip(np.sqrt(variance) * scale, 1 / _LARGEST, _LARGEST).astype(np.float32)
     by_variance = np.repeat(np.sort(variance.ravel())[::-1], unit)
     books, distortion = _normal_books()
     counts = allocate(by_variance, distortion, product_bytes(ratio, k, d) - k)

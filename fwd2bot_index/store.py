@@ -201,7 +201,9 @@ class IndexStore:
                 if (folder / name).exists():
                     shutil.rmtree(folder / name)
                 lance.write_dataset(schema.empty_table(), str(folder / name))
-            if fit is not None:
+            if fit is None:
+                (folder / _FIT).unlink(missing_ok=True)
+            else:
                 _write_atomically(folder / _FIT, fit)
             _write_atomically(folder / _MANIFEST, manifest.to_json().encode())
 
@@ -461,7 +463,8 @@ def _fitted_codec(folder: Path, manifest: Manifest) -> Codec:
     path, k, d = folder / _FIT, manifest.num_summary_tokens, manifest.token_dim
     try:
         with open(path, "rb") as f:
-            raw = f.read(largest_file(k, d))
+            # more is not what create wrote, and need not be read to know it
+            raw = f.read() if os.fstat(f.fileno()).st_size <= largest_file(k, d) else b""
     except OSError as e:
         raise _corrupted(folder, f"{path} cannot be read: {e.strerror or e}") from e
     if hashlib.sha256(raw).hexdigest() != manifest.codec_sha256:

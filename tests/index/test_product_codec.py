@@ -101,6 +101,32 @@ def test_any_finite_token_is_taken(tokens: np.ndarray) -> None:
         assert np.isfinite(codec.decode(codec.encode(tokens), k=2, d=5)).all()
 
 
+def test_a_fit_to_the_largest_tokens_can_be_read_again() -> None:
+    """Where all numbers of a picture agree, one coordinate has all of their energy, more than a token is clamped to."""
+    tokens = np.tile(np.linspace(-3e38, 3e38, 40, dtype=np.float32)[:, None, None], (1, 3, 40))
+    codec = fit_product_codec(8, tokens)
+    again = codec_from_fit("pq8", codec.fit.to_bytes(), k=3, d=40)
+    assert np.isfinite(again.decode(again.encode(tokens), k=3, d=40)).all()
+
+
+def test_no_payload_overflows() -> None:
+    """With the largest numbers that a fit is allowed to have, too."""
+    k, d = 4, 64
+    whole = fit_product_codec(8, np.random.default_rng(0).normal(size=(500, k, d)).astype(np.float32)).fit
+    assert whole.basis.size
+    raw = Fit(
+        mean=np.full((k, d), 2.0**60, np.float32),
+        mixing=np.ones((k, k), np.float32),
+        basis=np.ones((d, d), np.float16),
+        deviation=np.full((k, d), 2.0**60, np.float32),
+        counts=whole.counts,
+        books=tuple(np.full_like(book, np.finfo(np.float16).max) for book in whole.books),
+    ).to_bytes()
+    codec = codec_from_fit("pq8", raw, k=k, d=d)
+    payload = np.full((1, codec.payload_bytes(k, d)), 255, np.uint8)
+    assert np.isfinite(codec.decode(payload, k=k, d=d)).all()
+
+
 @given(variance=hnp.arrays(np.float64, st.integers(1, 200), elements=st.floats(1e-6, 1e3)), codes=st.integers(1, 80))
 @settings(max_examples=200, deadline=None)
 def test_bytes_are_allocated_to_the_last(variance: np.ndarray, codes: int) -> None:
@@ -150,6 +176,8 @@ def test_a_file_of_another_shape_or_with_other_numbers_is_refused() -> None:
     for name, wrong in (
         ("mean", np.full_like(fit.mean, np.nan)),
         ("mixing", fit.mixing.astype(np.float64)),
+        ("mixing", fit.mixing * 1.1 / np.abs(fit.mixing).max()),
+        ("basis", fit.basis * np.float16(2)),
         ("basis", fit.basis[:, :-1]),
         ("deviation", np.zeros_like(fit.deviation)),
         ("counts", -fit.counts),

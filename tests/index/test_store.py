@@ -11,6 +11,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import timedelta
@@ -323,6 +324,24 @@ def test_a_fit_for_other_tokens_is_refused(fitted: IndexStore) -> None:
     (fitted.path / "manifest.json").write_text(manifest.to_json())
     with pytest.raises(IndexCorruptedError, match="does not hold a fit for 2 tokens of size 3"):
         IndexStore.open(fitted.path)
+
+
+def test_a_fit_is_never_given_more_memory_than_its_file_has_bytes(fitted: IndexStore) -> None:
+    manifest = replace(fitted.manifest, num_summary_tokens=4096, token_dim=65536)
+    (fitted.path / "manifest.json").write_text(manifest.to_json())
+    tracemalloc.start()
+    try:
+        with pytest.raises(IndexCorruptedError, match="does not hold a fit for 4096 tokens of size 65536"):
+            IndexStore.open(fitted.path)
+        assert tracemalloc.get_traced_memory()[1] < 2**25
+    finally:
+        tracemalloc.stop()
+
+
+def test_the_fit_of_an_index_that_was_never_finished_goes(fitted: IndexStore) -> None:
+    (fitted.path / "manifest.json").unlink()
+    IndexStore.create(fitted.path, MANIFEST)
+    assert not (fitted.path / "codec.safetensors").exists()
 
 
 @pytest.mark.parametrize("name", ["images.lance", "tokens.lance"])
