@@ -14,6 +14,7 @@ Notable choices:
 
 - The model is loaded when the first file needs it, while the decoders start.
 - What is done is committed every ``commit_seconds``, at Ctrl-C, and at the end; the next run continues from there.
+  Where a codec has to be fitted, the first commit waits for the pictures that it should be fitted to.
 - A new index is made on disk with the first picture that could be compressed: a run that fails leaves nothing behind.
 - The first pictures of a new index are spread over all that was found, where the codec is fitted to them.
 - A file that was never read (no permission, say) is tried in every run, for nothing about it need change to cure it.
@@ -48,7 +49,7 @@ from fwd2bot_index.write_buffer import Copy, WriteBuffer
 
 MAX_WORKERS: Final = 16
 FIT_SAMPLE: Final = 256
-"""More pictures than these teach a codec little (docs/storage.md)."""
+"""More pictures than these teach a codec little, and fewer too little (docs/storage.md)."""
 
 Phase: TypeAlias = Literal["listing", "checking", "loading", "compressing", "finishing"]
 
@@ -85,12 +86,13 @@ def index_images(
         model: the model, or what loads it if it comes to be needed.
         model_identity: which model ``model`` loads, so that an index of another is refused, and one that is up to date
             is left alone, without loading it. None: ask the model.
-        codec: how summary tokens are stored; a fitted one learns from the pictures of the first commit.
+        codec: how summary tokens are stored; a fitted one learns from the pictures of the first commit, which waits
+            for 256 of them, though not longer than 5 minutes.
         batch_size: pictures in one call of ``model.compress``.
         workers: processes that decode. None: half the processors.
         max_side: pictures are reduced to this longest side, in pixels, or to the model's ``decode_side`` if it has one
             and that is less; the model's preprocessing resizes further.
-        commit_seconds: at most this much work is lost in a crash.
+        commit_seconds: at most this much work is lost in a crash, once the first commit is made.
         progress: called after every batch and at the start of every phase.
 
     Raises:
@@ -185,7 +187,12 @@ class _Run:
         store = IndexStore.open(folder) if IndexStore.exists(folder) else None
         if store is not None:
             self._check_same(store.manifest)
-        self._buffer = WriteBuffer(store, self._create_store, commit_seconds=commit_seconds)
+        self._buffer = WriteBuffer(
+            store,
+            self._create_store,
+            commit_seconds=commit_seconds,
+            first=FIT_SAMPLE if is_fitted(codec) else 1,
+        )
         self._files: dict[str, FoundFile] = {}
         self._begun: set[str] = set()
         """Ids of the pictures that were given to the model in this run."""

@@ -14,6 +14,8 @@ from fwd2bot_index.store import ImageRow, IndexStore
 
 COMMIT_BYTES: Final = 64 * 2**20
 """Summary tokens are committed before their time when this many bytes wait."""
+FIRST_SECONDS: Final = 300.0
+"""An index is made after that long, however few pictures there are to fit its codec to."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +42,21 @@ class WriteBuffer:
     """Collects rows and commits them together. The index is made with the first picture, not before."""
 
     def __init__(
-        self, store: IndexStore | None, create: Callable[[Float32], IndexStore], *, commit_seconds: float
+        self,
+        store: IndexStore | None,
+        create: Callable[[Float32], IndexStore],
+        *,
+        commit_seconds: float,
+        first: int = 1,
     ) -> None:
-        """``create``: makes the index, knowing the tokens [N, K, D] of the first pictures of it."""
+        """
+        Args:
+            store: None: there is no index yet.
+            create: makes the index, knowing the tokens [N, K, D] of the first pictures of it.
+            commit_seconds: what has come together is committed after that long.
+            first: how many pictures ``create`` should know. It gets fewer where that takes ``FIRST_SECONDS``, or where
+                :meth:`commit` is called before.
+        """
         self.store = store
         """None: nothing was committed, and there was no index before."""
         self.outcomes: list[Outcome] = []
@@ -51,6 +65,7 @@ class WriteBuffer:
         """How many of them have an error."""
         self._create = create
         self._commit_seconds = commit_seconds
+        self._first = first
         self._last_commit = time.perf_counter()
         self._rows: list[ImageRow] = []
         self._tokens: dict[str, Float32] = {}
@@ -77,7 +92,10 @@ class WriteBuffer:
         Raises:
             IndexWriteError: see :meth:`commit`.
         """
-        if time.perf_counter() - self._last_commit >= self._commit_seconds or self._waiting_bytes >= COMMIT_BYTES:
+        patience = self._commit_seconds
+        if self.store is None and len(self._tokens) < self._first:
+            patience = max(patience, FIRST_SECONDS)
+        if time.perf_counter() - self._last_commit >= patience or self._waiting_bytes >= COMMIT_BYTES:
             self.commit()
 
     def commit(self) -> None:

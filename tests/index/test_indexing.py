@@ -505,7 +505,7 @@ class Slow(FakeModel):
 def tell(progress):
     print(progress.done, flush=True)
 
-report = index_images([{photos!r}], {index!r}, Slow(), batch_size=1, commit_seconds=0, progress=tell)
+report = index_images([{photos!r}], {index!r}, Slow(), codec="int8", batch_size=1, commit_seconds=0, progress=tell)
 print("interrupted" if report.interrupted else "finished")
 """
 
@@ -528,7 +528,7 @@ def test_a_run_that_is_ended_from_outside_is_continued(tmp_path: Path, signal_nu
         assert rest.endswith("interrupted\n")
     done = len(corpus.found())
     assert 4 <= done < 60
-    report = corpus.index()
+    report = corpus.index(codec="int8")
     assert counts(report) == {"added": 60 - done, "unchanged": done}
     assert corpus.model.compressed == 60 - done
     assert len(corpus.found()) == 60
@@ -542,8 +542,29 @@ def test_work_is_committed_by_time(corpus: Corpus) -> None:
         if progress.phase == "compressing" and progress.done:
             committed.append(len(corpus.store.embeddings()))
 
-    corpus.index(batch_size=1, commit_seconds=0, progress=look)
+    corpus.index(codec="int8", batch_size=1, commit_seconds=0, progress=look)
     assert committed == [1, 2, 3, 4, 5, 6, 7]
+
+
+@pytest.mark.parametrize(
+    ("codec", "patience", "expected"),
+    [("pq8", 300.0, [0, 0, 3, 4, 5]), ("pq8", 0.0, [1, 2, 3, 4, 5]), ("int4", 300.0, [1, 2, 3, 4, 5])],
+)
+def test_a_codec_is_fitted_when_there_is_something_to_learn_from(
+    corpus: Corpus, monkeypatch: pytest.MonkeyPatch, codec: str, patience: float, expected: list[int]
+) -> None:
+    """The fit is for ever; but nobody should lose hours of work for it."""
+    corpus.write({f"{i}.png": plain(RED, (10 + i, 9)) for i in range(2)})
+    monkeypatch.setattr(indexing, "FIT_SAMPLE", 3)
+    monkeypatch.setattr(write_buffer, "FIRST_SECONDS", patience)
+    committed = []
+
+    def look(progress: Progress) -> None:
+        if progress.phase == "compressing" and progress.done:
+            committed.append(len(corpus.store.embeddings()) if IndexStore.exists(corpus.index_folder) else 0)
+
+    corpus.index(batch_size=1, commit_seconds=0, codec=codec, progress=look)
+    assert committed == expected
 
 
 def test_work_is_committed_by_size(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
