@@ -17,6 +17,8 @@ FORMAT_VERSION = 1
 MAX_SUMMARY_TOKENS = 4096
 MAX_TOKEN_DIM = 65536
 
+DEFAULT_CODEC = "pq8"
+
 MATCHING_PROMPT = "does this show {text}?"
 CAPTION_PROMPT = "write a caption."
 
@@ -141,6 +143,8 @@ class Manifest:
     codec: str
     created: str
     """ISO 8601, UTC."""
+    codec_sha256: str | None = None
+    """Of the file with what a fitted codec learned, in hexadecimal; None: the codec learns nothing."""
 
     def __post_init__(self) -> None:
         for name, limit in (
@@ -154,6 +158,10 @@ class Manifest:
         for name in ("model", "model_fingerprint", "codec", "created"):
             if not isinstance(getattr(self, name), str):
                 raise IndexCorruptedError(f"The manifest's {name} is {getattr(self, name)!r}; it must be a string.")
+        if not isinstance(self.codec_sha256, str | None):
+            raise IndexCorruptedError(
+                f"The manifest's codec_sha256 is {self.codec_sha256!r}; it must be a string or null."
+            )
         if self.mode not in get_args(Mode):
             raise IndexCorruptedError(f"The manifest's mode is {self.mode!r}; it must be one of {get_args(Mode)}.")
 

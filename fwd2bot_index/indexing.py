@@ -14,7 +14,9 @@ Notable choices:
 
 - The model is loaded when the first file needs it, while the decoders start.
 - What is done is committed every ``commit_seconds``, at Ctrl-C, and at the end; the next run continues from there.
+  Where a codec has to be fitted, the first commit waits for the pictures that it should be fitted to.
 - A new index is made on disk with the first picture that could be compressed: a run that fails leaves nothing behind.
+- The first pictures of a new index are spread over all that was found, where the codec is fitted to them.
 - A file that was never read (no permission, say) is tried in every run, for nothing about it need change to cure it.
 
 Shapes: B batch, K summary tokens, D hidden size, E embedding size.
@@ -35,18 +37,21 @@ import numpy as np
 
 from fwd2bot_index.archives import close_archives
 from fwd2bot_index.changes import Changes, find_changes
-from fwd2bot_index.codec import CODEC_NAMES, Float32
-from fwd2bot_index.config import Manifest
+from fwd2bot_index.codec import CODEC_NAMES, fit_codec, is_fitted
+from fwd2bot_index.config import DEFAULT_CODEC, Manifest
 from fwd2bot_index.decode_pool import Decoded, DecodePool
 from fwd2bot_index.decoding import MAX_SIDE, content_id, read_file
 from fwd2bot_index.errors import ImageError, IndexMismatchError, IndexWriteError, InputError, ModelError
 from fwd2bot_index.listing import FoundFile, list_files
 from fwd2bot_index.patterns import Patterns
+from fwd2bot_index.payloads import Float32
 from fwd2bot_index.store import ImageRow, IndexStore, KnownFiles, local_folder, writing
 from fwd2bot_index.types import Compressor, IndexReport, ModelIdentity, SkippedFile
 from fwd2bot_index.write_buffer import Copy, WriteBuffer
 
 MAX_WORKERS: Final = 16
+FIT_SAMPLE: Final = 256
+"""More pictures than these teach a codec little, and fewer too little (docs/storage.md)."""
 
 Phase: TypeAlias = Literal["listing", "checking", "loading", "compressing", "finishing"]
 
@@ -68,7 +73,7 @@ def index_images(
     model: Compressor | Callable[[], Compressor],
     *,
     model_identity: ModelIdentity | None = None,
-    codec: str = "int8",
+    codec: str = DEFAULT_CODEC,
     batch_size: int = 32,
     workers: int | None = None,
     max_side: int = MAX_SIDE,
@@ -86,12 +91,13 @@ def index_images(
         model: the model, or what loads it if it comes to be needed.
         model_identity: which model ``model`` loads, so that an index of another is refused, and one that is up to date
             is left alone, without loading it. None: ask the model.
-        codec: how summary tokens are stored.
+        codec: how summary tokens are stored; a fitted one learns from the pictures of the first commit, which waits
+            for 256 of them, though not longer than 5 minutes.
         batch_size: pictures in one call of ``model.compress``.
         workers: processes that decode. None: half the processors.
         max_side: pictures are reduced to this longest side, in pixels, or to the model's ``decode_side`` if it has one
             and that is less; the model's preprocessing resizes further.
-        commit_seconds: at most this much work is lost in a crash.
+        commit_seconds: at most this much work is lost in a crash, once the first commit is made.
         include, exclude: which files below the folders are wanted (see :mod:`fwd2bot_index.patterns`); the others are
             dropped from the index.
         settle_seconds: new and changed files with a time within this of now may still be being written: they are left
@@ -136,6 +142,14 @@ def default_workers() -> int:
     """Half the processors: the other half is for the model."""
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 2
     return max(1, min(MAX_WORKERS, processors // 2))
+
+
+def sample_first(uris: Sequence[str], count: int = FIT_SAMPLE) -> list[str]:
+    """All of them, first ``count`` that are evenly spread: what a codec is fitted to should be like what follows, and
+    files of one folder are like each other."""
+    first = [uris[i * len(uris) // count] for i in range(count)] if len(uris) > count else uris
+    chosen = set(first)
+    return [*first, *(uri for uri in uris if uri not in chosen)]
 
 
 class _LazyModel:
@@ -194,7 +208,12 @@ class _Run:
         store = IndexStore.open(folder) if IndexStore.exists(folder) else None
         if store is not None:
             self._check_same(store.manifest)
-        self._buffer = WriteBuffer(store, self._create_store, commit_seconds=commit_seconds)
+        self._buffer = WriteBuffer(
+            store,
+            self._create_store,
+            commit_seconds=commit_seconds,
+            first=FIT_SAMPLE if is_fitted(codec) else 1,
+        )
         self._files: dict[str, FoundFile] = {}
         self._begun: set[str] = set()
         """Ids of the pictures that were given to the model in this run."""
@@ -244,6 +263,8 @@ class _Run:
         to_decode = changes.to_decode + self._check(changes)
         if not to_decode:
             return
+        if self._buffer.store is None and is_fitted(self._codec):
+            to_decode = sample_first(to_decode)
         with DecodePool(self._workers, ahead=2 * self._batch_size) as pool:
             self._tell("loading")
             model = self._model.load()
@@ -433,7 +454,7 @@ class _Run:
                 f"index with --codec {manifest.codec}, {otherwise}."
             )
 
-    def _create_store(self) -> IndexStore:
+    def _create_store(self, first: Float32) -> IndexStore:
         identity, model = self._model.identity, self._model.load()
         manifest = Manifest(
             model=identity.name,
@@ -446,7 +467,7 @@ class _Run:
             codec=self._codec,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
         )
-        return IndexStore.create(self.folder, manifest)
+        return IndexStore.create(self.folder, manifest, fit_codec(self._codec, first))
 
     def _nothing_usable(self) -> str:
         outcomes = self._buffer.outcomes

@@ -25,8 +25,8 @@ from fwd2bot_index.errors import ImageError, IndexEmptyError, IndexMismatchError
 from fwd2bot_index.types import Answer, Compressor, Hit, ImageInput
 
 if TYPE_CHECKING:
-    from fwd2bot_index.codec import Float32
     from fwd2bot_index.config import Manifest
+    from fwd2bot_index.payloads import Float32
     from fwd2bot_index.store import EmbeddedRows, IndexStore, StoreStats
     from fwd2bot_index.text_encoder import TextEncoder
     from fwd2bot_index.vector_index import VectorIndex

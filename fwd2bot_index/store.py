@@ -4,6 +4,7 @@
 
     INDEX/
       manifest.json   the model, K, D, E and the codec; written last when an index is created
+      codec.safetensors   what a fitted codec learned from the first pictures; the manifest has its checksum
       images.lance    one row per file: uri (the key), id, size, mtime_ns, width, height, status, error, embedding
       tokens.lance    one row per picture: id (the key), payload
       .lock           held by the process that writes
@@ -27,12 +28,13 @@ embedding size.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -44,7 +46,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from fwd2bot_index.codec import Float32, get_codec
+from fwd2bot_index.codec import Codec, codec_from_fit, fit_to_bytes, get_codec, is_fitted, payload_bytes
 from fwd2bot_index.config import Manifest
 from fwd2bot_index.errors import (
     Fwd2BotError,
@@ -54,6 +56,8 @@ from fwd2bot_index.errors import (
     IndexWriteError,
     InputError,
 )
+from fwd2bot_index.payloads import Float32
+from fwd2bot_index.product_codec import largest_file
 from fwd2bot_index.types import SkippedFile
 
 if sys.platform != "win32":
@@ -75,8 +79,9 @@ KEYS_PER_FILTER: Final = 1000
 _MANIFEST: Final = "manifest.json"
 _IMAGES: Final = "images.lance"
 _TOKENS: Final = "tokens.lance"
+_FIT: Final = "codec.safetensors"
 _LOCK: Final = ".lock"
-_OWN_NAMES: Final = frozenset({_MANIFEST, _MANIFEST + ".tmp", _IMAGES, _TOKENS, _LOCK})
+_OWN_NAMES: Final = frozenset({_MANIFEST, _MANIFEST + ".tmp", _FIT, _FIT + ".tmp", _IMAGES, _TOKENS, _LOCK})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,12 +182,12 @@ class IndexStore:
     Make one by :meth:`create` or :meth:`open`. Writers hold :func:`writing` around whatever they read and write.
     """
 
-    def __init__(self, path: Path, manifest: Manifest, images: Any, tokens: Any) -> None:
+    def __init__(self, path: Path, manifest: Manifest, codec: Codec, images: Any, tokens: Any) -> None:
         self.path = path
         self.manifest = manifest
         self._images = images
         self._tokens = tokens
-        self._codec = get_codec(manifest.codec)
+        self._codec = codec
 
     @staticmethod
     def exists(path: str | Path) -> bool:
@@ -190,8 +195,8 @@ class IndexStore:
         return (local_folder(path) / _MANIFEST).exists()
 
     @classmethod
-    def create(cls, path: str | Path, manifest: Manifest) -> Self:
-        """A new, empty index.
+    def create(cls, path: str | Path, manifest: Manifest, codec: Codec | None = None) -> Self:
+        """A new, empty index. ``codec``: the manifest's, where that is a fitted one.
 
         Raises:
             IndexWriteError: the folder cannot be written, or holds something else.
@@ -200,18 +205,26 @@ class IndexStore:
         folder = local_folder(path)
         check_target(folder)
         existed = folder.exists()
-        payload_bytes = get_codec(manifest.codec).payload_bytes(manifest.num_summary_tokens, manifest.token_dim)
+        codec = codec or get_codec(manifest.codec)
+        assert codec.name == manifest.codec, codec.name
+        fit = fit_to_bytes(codec)
+        manifest = replace(manifest, codec_sha256=None if fit is None else hashlib.sha256(fit).hexdigest())
+        size = codec.payload_bytes(manifest.num_summary_tokens, manifest.token_dim)
 
         def write() -> None:
             folder.mkdir(parents=True, exist_ok=True)
             for name, schema in (
                 (_IMAGES, _images_schema(manifest.embedding_dim)),
-                (_TOKENS, _tokens_schema(payload_bytes)),
+                (_TOKENS, _tokens_schema(size)),
             ):
                 if (folder / name).exists():
                     shutil.rmtree(folder / name)
                 lance.write_dataset(schema.empty_table(), str(folder / name))
-            _write_atomically(folder / _MANIFEST, manifest.to_json())
+            if fit is None:
+                (folder / _FIT).unlink(missing_ok=True)
+            else:
+                _write_atomically(folder / _FIT, fit)
+            _write_atomically(folder / _MANIFEST, manifest.to_json().encode())
 
         try:
             _or_write_error(folder, write)
@@ -219,7 +232,8 @@ class IndexStore:
             for name in (_IMAGES, _TOKENS):
                 shutil.rmtree(folder / name, ignore_errors=True)
             with suppress(OSError):
-                (folder / (_MANIFEST + ".tmp")).unlink(missing_ok=True)
+                for name in (_MANIFEST + ".tmp", _FIT, _FIT + ".tmp"):
+                    (folder / name).unlink(missing_ok=True)
                 if not existed:
                     folder.rmdir()
             raise
@@ -246,18 +260,19 @@ class IndexStore:
             manifest = Manifest.from_json(raw, manifest_path)
         except IndexCorruptedError as e:
             raise _corrupted(folder, f"in its {_MANIFEST}, {str(e).rstrip('.')}") from e
-        payload_bytes = get_codec(manifest.codec).payload_bytes(manifest.num_summary_tokens, manifest.token_dim)
+        size = payload_bytes(manifest.codec, manifest.num_summary_tokens, manifest.token_dim)
+        codec = _fitted_codec(folder, manifest) if is_fitted(manifest.codec) else get_codec(manifest.codec)
         datasets = []
         for name, expected in (
             (_IMAGES, _images_schema(manifest.embedding_dim)),
-            (_TOKENS, _tokens_schema(payload_bytes)),
+            (_TOKENS, _tokens_schema(size)),
         ):
             dataset = _or_corrupted(folder, partial(lance.dataset, str(folder / name)))
             for field in expected:
                 if field.name not in dataset.schema.names or dataset.schema.field(field.name).type != field.type:
                     raise _corrupted(folder, f"{name} does not have the column {field.name}: {field.type}")
             datasets.append(dataset)
-        return cls(folder, manifest, *datasets)
+        return cls(folder, manifest, codec, *datasets)
 
     # ---- reading
 
@@ -464,6 +479,22 @@ def local_folder(path: str | Path) -> Path:
     return Path(os.path.abspath(path))
 
 
+def _fitted_codec(folder: Path, manifest: Manifest) -> Codec:
+    path, k, d = folder / _FIT, manifest.num_summary_tokens, manifest.token_dim
+    try:
+        with open(path, "rb") as f:
+            # more is not what create wrote, and need not be read to know it
+            raw = f.read() if os.fstat(f.fileno()).st_size <= largest_file(k, d) else b""
+    except OSError as e:
+        raise _corrupted(folder, f"{path} cannot be read: {e.strerror or e}") from e
+    if hashlib.sha256(raw).hexdigest() != manifest.codec_sha256:
+        raise _corrupted(folder, f"{path} is not the file that its {_MANIFEST} speaks of")
+    try:
+        return codec_from_fit(manifest.codec, raw, k=k, d=d)
+    except IndexCorruptedError as e:
+        raise _corrupted(folder, f"{path} cannot be used: {e}") from e
+
+
 def _images_schema(embedding_dim: int) -> Any:
     return pa.schema(
         [
@@ -546,11 +577,11 @@ def _compact(dataset: Any, rows_per_fragment: int) -> None:
     dataset.cleanup_old_versions(older_than=KEEP_VERSIONS)
 
 
-def _write_atomically(path: Path, text: str) -> None:
+def _write_atomically(path: Path, content: bytes) -> None:
     """Either the old content or the new, whole, even after a power cut."""
     temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "w", encoding="utf-8") as f:
-        f.write(text)
+    with open(temporary, "wb") as f:
+        f.write(content)
         f.flush()
         os.fsync(f.fileno())
     os.replace(temporary, path)

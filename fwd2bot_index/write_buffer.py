@@ -7,11 +7,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Final
 
-from fwd2bot_index.codec import Float32
+import numpy as np
+
+from fwd2bot_index.payloads import Float32
 from fwd2bot_index.store import ImageRow, IndexStore
 
 COMMIT_BYTES: Final = 64 * 2**20
 """Summary tokens are committed before their time when this many bytes wait."""
+FIRST_SECONDS: Final = 300.0
+"""An index is made after that long, however few pictures there are to fit its codec to."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,22 @@ class Copy:
 class WriteBuffer:
     """Collects rows and commits them together. The index is made with the first picture, not before."""
 
-    def __init__(self, store: IndexStore | None, create: Callable[[], IndexStore], *, commit_seconds: float) -> None:
+    def __init__(
+        self,
+        store: IndexStore | None,
+        create: Callable[[Float32], IndexStore],
+        *,
+        commit_seconds: float,
+        first: int = 1,
+    ) -> None:
+        """
+        Args:
+            store: None: there is no index yet.
+            create: makes the index, knowing the tokens [N, K, D] of the first pictures of it.
+            commit_seconds: what has come together is committed after that long.
+            first: how many pictures ``create`` should know. It gets fewer where that takes ``FIRST_SECONDS``, or where
+                :meth:`commit` is called before.
+        """
         self.store = store
         """None: nothing was committed, and there was no index before."""
         self.outcomes: list[Outcome] = []
@@ -46,6 +65,7 @@ class WriteBuffer:
         """How many of them have an error."""
         self._create = create
         self._commit_seconds = commit_seconds
+        self._first = first
         self._last_commit = time.perf_counter()
         self._rows: list[ImageRow] = []
         self._tokens: dict[str, Float32] = {}
@@ -72,7 +92,10 @@ class WriteBuffer:
         Raises:
             IndexWriteError: see :meth:`commit`.
         """
-        if time.perf_counter() - self._last_commit >= self._commit_seconds or self._waiting_bytes >= COMMIT_BYTES:
+        patience = self._commit_seconds
+        if self.store is None and len(self._tokens) < self._first:
+            patience = max(patience, FIRST_SECONDS)
+        if time.perf_counter() - self._last_commit >= patience or self._waiting_bytes >= COMMIT_BYTES:
             self.commit()
 
     def commit(self) -> None:
@@ -84,7 +107,7 @@ class WriteBuffer:
         self._resolve_copies()
         if self._rows and (self.store is not None or any(row.status == "ok" for row in self._rows)):
             if self.store is None:
-                self.store = self._create()
+                self.store = self._create(np.stack(list(self._tokens.values())))
             self.store.commit(self._rows, self._tokens)
             self._rows, self._tokens, self._waiting_bytes = [], {}, 0
         self._last_commit = time.perf_counter()

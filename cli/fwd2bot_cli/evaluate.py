@@ -55,7 +55,10 @@ def evaluate(
         str | None, typer.Option("--k", metavar="N,N,...", help="Numbers of summary tokens to read, as 16,8,4.")
     ] = None,
     codec: Annotated[
-        str | None, typer.Option(help="Read the tokens as an index with this codec would give them back.")
+        str | None,
+        typer.Option(
+            help="Read the tokens as an index with this codec would give them back: float16, int8, int4 or int2."
+        ),
     ] = None,
     uncompressed: Annotated[
         str | None,

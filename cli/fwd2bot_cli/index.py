@@ -18,6 +18,7 @@ from fwd2bot_cli.options import Debug, IndexFolder, Json, Quiet
 from fwd2bot_cli.progress import IndexProgress
 from fwd2bot_cli.session import Session, session_of
 from fwd2bot_index.checkpoints import DEFAULT_MODEL
+from fwd2bot_index.config import DEFAULT_CODEC
 from fwd2bot_index.errors import InputError
 
 if TYPE_CHECKING:
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 EXIT_SKIPPED = 3
 EXIT_INTERRUPTED = 130
 SKIPPED_SHOWN = 10
-DEFAULT_CODEC = "int8"
 
 
 def index(
@@ -64,7 +64,8 @@ def index(
         typer.Option(
             envvar="FWD2BOT_CODEC",
             metavar="NAME",
-            help="How tokens are stored: float16, int8, int4 or int2, each half the size of the one before. Default: "
+            help="How tokens are stored: float16, int8, int4 or int2, each half the size of the one before; or pq8, "
+            "pq16 or pq32, fitted to the first pictures, in an 8th, 16th or 32nd of the bytes of float16. Default: "
             f"{DEFAULT_CODEC}, or what the index has.",
         ),
     ] = None,

@@ -16,11 +16,12 @@ import numpy as np
 
 from fwd2bot_cli.console import Output, shown
 from fwd2bot_cli.gallery import Card, Section, write_gallery
-from fwd2bot_cli.index import DEFAULT_CODEC, run_index, tell_interrupted
+from fwd2bot_cli.index import run_index, tell_interrupted
 from fwd2bot_cli.models import ModelChoice
 from fwd2bot_cli.search import score
 from fwd2bot_cli.session import Session
 from fwd2bot_index.checkpoints import DEFAULT_MODEL
+from fwd2bot_index.config import DEFAULT_CODEC
 from fwd2bot_index.errors import Fwd2BotError, IndexCorruptedError, IndexMismatchError, InputError
 from fwd2bot_index.querying import INDEX_FOLDER
 from fwd2bot_index.scenes import Caption, Question, Scene, ask, caption, render, scene

@@ -29,7 +29,7 @@ from fwd2bot_eval.subjects import Fwd2BotSubject
 from fwd2bot_eval.tasks.captioned import captioned
 from fwd2bot_eval.tasks.options import TaskOptions
 from fwd2bot_index import scenes
-from fwd2bot_index.codec import CODEC_NAMES, get_codec
+from fwd2bot_index.codec import CODEC_NAMES, payload_bytes
 from fwd2bot_index.decoding import decode_image
 from fwd2bot_index.errors import ImageError, InputError
 from fwd2bot_index.model import Fwd2BotModel
@@ -117,7 +117,7 @@ def run_budget(
     cells = [(k, name) for k in ks for name in CODEC_NAMES]
     for done, (k, name) in enumerate(cells, start=1):
         values = full if (k, name) == (own, CODEC_NAMES[0]) else _cell(model, pools, asked, k, name)
-        size = get_codec(name).payload_bytes(k, model.token_dim)
+        size = payload_bytes(name, k, model.token_dim)
         for title, scored in values.items():
             rows[title][_row(k, name)] = _scores(size, scored, full[title], clusters[title])
         if progress is not None:

@@ -26,7 +26,7 @@ import torch
 
 from fwd2bot_eval.metrics import above_chance, ranks, recall_at
 from fwd2bot_index import scenes
-from fwd2bot_index.codec import CODEC_NAMES, get_codec
+from fwd2bot_index.codec import CODEC_NAMES, fit_codec
 from fwd2bot_index.model import Fwd2BotModel
 
 BATCH = 64
@@ -80,8 +80,8 @@ def answer_accuracy(
 
 
 def stored(tokens: torch.Tensor, codec_name: str) -> torch.Tensor:
-    """``tokens`` [N, K, D] as an index with this codec gives them back."""
-    codec = get_codec(codec_name)
+    """``tokens`` [N, K, D] as an index of these pictures with this codec gives them back."""
+    codec = fit_codec(codec_name, tokens.numpy())
     _, k, d = tokens.shape
     return torch.from_numpy(codec.decode(codec.encode(tokens.numpy()), k=k, d=d))
 

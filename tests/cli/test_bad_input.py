@@ -100,7 +100,7 @@ def test_made_with_another_codec(fwd2bot: Run, own_indexed: Path) -> None:
     outcome = fwd2bot("index", "pictures", "--codec", "float16")
     assert outcome.code == 1
     assert "float16" in outcome.sentence
-    assert "int8" in outcome.sentence
+    assert "pq8" in outcome.sentence
     assert contents(own_indexed / ".fwd2bot") == before
 
 

@@ -118,6 +118,7 @@ def test_tasks_are_listed(run: Run) -> None:
         (["winoground", "--data", "DATA", "--k", "four"], "--k takes numbers"),
         (["winoground", "--data", "DATA", "--k", "99"], "k = 99"),
         (["winoground", "--data", "DATA", "--codec", "int3"], "int3"),
+        (["winoground", "--data", "DATA", "--codec", "pq8"], "index them with --codec pq8"),
         (["winoground", "--data", "DATA", "--matching-prompt", "is it?"], "matching_prompt must contain {text}"),
         (["winoground", "--data", "DATA", "-m", "a", "-m", "b", "--out", "x"], "--out is the folder of one run"),
         (["winoground", "--data", "DATA", "--model", "clip:DATA"], "config.json"),

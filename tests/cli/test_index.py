@@ -28,7 +28,7 @@ def test_first_run_then_nothing_to_do(fwd2bot: Run, place: Path, models: FakeMod
     outcome = fwd2bot("index", "pictures")
     assert (outcome.code, outcome.out) == (0, "")
     assert "3 added" in outcome.err
-    assert (manifest(place / ".fwd2bot").model, manifest(place / ".fwd2bot").codec) == ("default", "int8")
+    assert (manifest(place / ".fwd2bot").model, manifest(place / ".fwd2bot").codec) == ("default", "pq8")
 
     outcome = fwd2bot("index", "pictures")
     assert "3 unchanged" in outcome.err

@@ -12,7 +12,7 @@ def test_what_is_shown(fwd2bot: Run, indexed: Path, models: FakeModels) -> None:
     fields = dict(line.split("\t") for line in fwd2bot("info").out.splitlines())
     assert fields["index"] == ".fwd2bot"
     assert fields["model"] == "default, trained"
-    assert fields["summary tokens"] == "4 x 8 per picture, stored as int8"
+    assert fields["summary tokens"] == "4 x 8 per picture, stored as pq8"
     assert fields["files"] == "3 indexed, 0 skipped"
     assert models.loads == 0
 
@@ -20,7 +20,7 @@ def test_what_is_shown(fwd2bot: Run, indexed: Path, models: FakeModels) -> None:
 def test_json_adds_up(fwd2bot: Run, indexed: Path) -> None:
     document = json.loads(fwd2bot("info", "--json").out)
     assert document["index"] == str(indexed / ".fwd2bot")
-    assert (document["model"], document["mode"], document["codec"]) == ("default", "trained", "int8")
+    assert (document["model"], document["mode"], document["codec"]) == ("default", "trained", "pq8")
     assert (document["files"], document["pictures"], document["skipped"]) == (3, 3, [])
     on_disk = sum(p.stat().st_size for p in (indexed / ".fwd2bot").rglob("*") if p.is_file())
     size = document["bytes"]

@@ -50,7 +50,8 @@ def test_stored_tokens_are_those_of_the_codec(name: str) -> None:
     tokens = torch.randn(3, 4, 64, generator=torch.Generator().manual_seed(0))
     back = default_model.stored(tokens, name)
     error = float((back - tokens).norm() / tokens.norm())
-    assert 0 < error < {"float16": 1e-3, "int8": 0.02, "int4": 0.11, "int2": 0.37}[name]
+    most = {"float16": 1e-3, "int8": 0.02, "int4": 0.11, "int2": 0.37, "pq8": 0.37, "pq16": 0.7, "pq32": 0.9}
+    assert 0 < error < most[name]
 
 
 def test_visual7w_tells_what_the_photo_adds(tmp_path: Path) -> None:

@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from fwd2bot_index.codec import CODEC_NAMES, get_codec
-from fwd2bot_index.errors import IndexCorruptedError, IndexMismatchError, ModelError
+from fwd2bot_index.codec import CODEC_NAMES, UNFITTED_NAMES, fit_codec, get_codec, payload_bytes
+from fwd2bot_index.errors import IndexCorruptedError, IndexMismatchError, InputError, ModelError
+from fwd2bot_index.payloads import block_size, rotation
 
 FLOAT16_MAX = 65504.0
 
@@ -70,6 +71,27 @@ def test_outliers_cost_a_rotated_codec_nothing(name: str, expected: float) -> No
     assert _relative_error(name, tokens).mean() < 1.01 * expected
 
 
+@pytest.mark.parametrize(("name", "expected"), [("int4", 0.0975), ("int2", 0.3428)])
+@pytest.mark.parametrize("d", [2048, 3584])
+def test_an_outlier_costs_the_other_blocks_nothing(name: str, expected: float, d: int) -> None:
+    """With one scale a token, its size would decide what all numbers are rounded to."""
+    tokens = np.random.default_rng(0).normal(size=(4, 16, d)).astype(np.float32)
+    tokens[..., 7] *= 100
+    codec = get_codec(name)
+    decoded = codec.decode(codec.encode(tokens), k=16, d=d)
+    size = block_size(d, largest=192)
+    assert size == 128
+    rest, there = decoded[..., size:], tokens[..., size:]
+    assert np.linalg.norm(rest - there) < 1.01 * expected * np.linalg.norm(there)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 12, 15, 64, 128, 192])
+def test_a_rotation_is_orthogonal_and_spreads_each_coordinate(size: int) -> None:
+    matrix = rotation(size).astype(np.float64)
+    np.testing.assert_allclose(matrix @ matrix.T, np.eye(size), atol=1e-6)
+    assert np.abs(matrix).max() <= np.sqrt(2 / size) + 1e-6
+
+
 @pytest.mark.parametrize(("name", "most"), [("int4", 0.3), ("int2", 0.7)])
 @given(
     tokens=hnp.arrays(
@@ -86,8 +108,10 @@ def test_rotated_codecs_hold_tokens_of_any_kind(name: str, most: float, tokens: 
     assert payload.dtype == np.uint8
     assert payload.shape == (len(tokens), codec.payload_bytes(k, d))
     error = np.linalg.norm(codec.decode(payload, k=k, d=d).astype(np.float64) - tokens, axis=-1)
-    # below the smallest normal number the scale itself has few digits
-    assert (error <= most * np.linalg.norm(tokens.astype(np.float64), axis=-1) + 2.0**-120).all()
+    norms = np.linalg.norm(tokens.astype(np.float64), axis=-1)
+    # a token that is 2^-16 of the picture's largest is written as zero; below the smallest normal number the scale
+    # itself has few digits
+    assert (error <= most * norms + 2.0**-15 * norms.max(axis=-1, keepdims=True) + 2.0**-120).all()
 
 
 @pytest.mark.parametrize("name", ["int4", "int2"])
@@ -102,8 +126,8 @@ def test_rotated_codecs_clamp_what_no_llm_computes_with(name: str) -> None:
 def test_the_rotation_is_the_same_for_ever() -> None:
     """An index is read with the rotation that it was written with: these bytes must never change."""
     tokens = np.linspace(-1, 1, 24, dtype=np.float32).reshape(1, 2, 12)
-    assert get_codec("int4").encode(tokens)[0].tobytes().hex() == "203f203f98f8898d576898588982f768"
-    assert get_codec("int2").encode(tokens)[0].tobytes().hex() == "373f373feaba656a8a6d"
+    assert get_codec("int4").encode(tokens)[0].tobytes().hex() == "193f0200b81caacc5bcb98e3b5645c39"
+    assert get_codec("int2").encode(tokens)[0].tobytes().hex() == "033f02003efaf7ca4d27"
 
 
 @pytest.mark.parametrize("name", ["float16", "int8"])
@@ -123,8 +147,14 @@ def test_each_int8_token_has_its_own_scale() -> None:
 def test_sizes() -> None:
     assert get_codec("int8").payload_bytes(16, 256) == 16 * (256 + 4)
     assert get_codec("float16").payload_bytes(16, 256) == 16 * 256 * 2
-    assert get_codec("int4").payload_bytes(16, 256) == 16 * (2 + 128)
-    assert get_codec("int2").payload_bytes(16, 258) == 16 * (2 + 65)
+    assert get_codec("int4").payload_bytes(16, 256) == 2 + 16 * (2 + 128)
+    assert get_codec("int2").payload_bytes(16, 258) == 2 + 16 * (2 + 65)
+    assert get_codec("int2").payload_bytes(16, 192) == 2 + 16 * (1 + 48)
+    assert [payload_bytes(f"pq{n}", 16, 192) for n in (8, 16, 32)] == [6144 // n for n in (8, 16, 32)]
+    assert payload_bytes("pq32", 3, 4) == 3 + 1  # never less than a gain a token and one codeword
+    assert [payload_bytes(name, 16, 256) for name in UNFITTED_NAMES] == [
+        get_codec(name).payload_bytes(16, 256) for name in UNFITTED_NAMES
+    ]
 
 
 @pytest.mark.parametrize("name", CODEC_NAMES)
@@ -133,12 +163,12 @@ def test_tokens_that_are_not_finite_are_refused(name: str, value: float) -> None
     tokens = np.zeros((2, 3, 4), np.float32)
     tokens[1, 2, 3] = value
     with pytest.raises(ModelError, match="not finite"):
-        get_codec(name).encode(tokens)
+        fit_codec(name, np.ones_like(tokens)).encode(tokens)
 
 
 @pytest.mark.parametrize("name", CODEC_NAMES)
 def test_a_payload_of_the_wrong_size_is_refused(name: str) -> None:
-    codec = get_codec(name)
+    codec = fit_codec(name, np.ones((1, 3, 4), np.float32))
     payload = codec.encode(np.ones((2, 3, 4), np.float32))
     for wrong in (payload[:, :-1], payload[0], payload.astype(np.int16)):
         with pytest.raises(IndexCorruptedError, match="3 tokens of size 4"):
@@ -150,6 +180,7 @@ def test_a_payload_of_the_wrong_size_is_refused(name: str) -> None:
     [
         ("float16", np.float16(np.inf)),
         ("int8", np.float32(-1)),
+        ("float16", np.float16(np.nan)),
         ("int4", np.uint16(0x7FC0)),  # a bfloat16 NaN
         ("int2", np.uint16(0xBF80)),  # -1
     ],
@@ -164,5 +195,25 @@ def test_numbers_that_no_encoder_writes_are_refused(name: str, number: np.generi
 
 
 def test_an_unknown_codec_is_refused_by_name() -> None:
+    for attempt in (lambda: get_codec("int3"), lambda: payload_bytes("int3", 1, 1)):
+        with pytest.raises(IndexMismatchError, match="'int3'"):
+            attempt()
     with pytest.raises(IndexMismatchError, match="'int3'"):
-        get_codec("int3")
+        fit_codec("int3", np.ones((1, 1, 1), np.float32))
+
+
+def test_a_fitted_codec_does_not_exist_without_an_index() -> None:
+    with pytest.raises(InputError, match="--codec pq8"):
+        get_codec("pq8")
+
+
+@pytest.mark.parametrize("name", CODEC_NAMES)
+def test_many_pictures_decode_as_each_does(name: str) -> None:
+    """Decoding goes by parts; at 16 x 2048 one holds 8 pictures."""
+    tokens = np.random.default_rng(0).normal(size=(19, 16, 2048)).astype(np.float32)
+    codec = fit_codec(name, tokens)
+    payload = codec.encode(tokens)
+    whole = codec.decode(payload, k=16, d=2048)
+    singly = np.concatenate([codec.decode(row[None], k=16, d=2048) for row in payload])
+    np.testing.assert_allclose(whole, singly, atol=1e-4)
+    assert codec.decode(payload[:0], k=16, d=2048).shape == (0, 16, 2048)

@@ -26,7 +26,7 @@ from fwd2bot_index.errors import (
     InputError,
     ModelError,
 )
-from fwd2bot_index.indexing import Progress, index_images
+from fwd2bot_index.indexing import Progress, index_images, sample_first
 from fwd2bot_index.store import IndexStore
 from fwd2bot_index.types import Compressor, ImageInput, IndexReport, ModelIdentity, SummaryTokens
 
@@ -102,7 +102,7 @@ def test_every_picture_is_stored_as_what_it_is(corpus: Corpus) -> None:
     assert counts(corpus.index()) == {"added": 3}
     assert corpus.found() == {"red.png": "red", "sub/green.png": "green", "blue.png": "blue"}
     manifest = corpus.store.manifest
-    assert (manifest.model, manifest.model_fingerprint, manifest.codec) == ("fake", "fake-1", "int8")
+    assert (manifest.model, manifest.model_fingerprint, manifest.codec) == ("fake", "fake-1", "pq8")
     assert (manifest.num_summary_tokens, manifest.token_dim, manifest.embedding_dim) == (4, 8, 3)
 
 
@@ -372,6 +372,49 @@ def test_another_codec_is_refused(corpus: Corpus) -> None:
         corpus.index(codec="int3")
 
 
+def test_a_codec_is_fitted_once(corpus: Corpus) -> None:
+    """To the pictures of the first commit; what comes later is written and read with the same."""
+    corpus.write({f"{i}.png": plain((5 * i, 0, 250 - 5 * i), (20 + i, 20)) for i in range(40)})
+    corpus.index(codec="pq8")
+    fit = (corpus.index_folder / "codec.safetensors").read_bytes()
+    rows = corpus.store.embeddings()
+    ids = [rows.row(i)[1] for i in range(len(rows))]
+    before = corpus.store.tokens(ids)
+    corpus.write({f"later {i}.png": plain((0, 5 * i, 250 - 5 * i), (20 + i, 20)) for i in range(40)})
+    assert counts(corpus.index(codec="pq8")) == {"added": 40, "unchanged": 43}
+    assert (corpus.index_folder / "codec.safetensors").read_bytes() == fit
+    np.testing.assert_array_equal(corpus.store.tokens(ids), before)
+    rows = corpus.store.embeddings()
+    for i in range(len(rows)):  # also of colours that the fit has not seen
+        uri, id_, _, _ = rows.row(i)
+        [told] = corpus.store.tokens([id_])
+        made = FakeModel().compress([Path(uri).read_bytes()]).tokens[0].numpy()
+        assert np.linalg.norm(told - made) < 0.4 * np.linalg.norm(made), uri
+
+
+def test_no_file_for_a_codec_that_learns_nothing(corpus: Corpus) -> None:
+    corpus.index(codec="int4")
+    assert not (corpus.index_folder / "codec.safetensors").exists()
+
+
+def test_the_first_pictures_come_from_everywhere(corpus: Corpus) -> None:
+    uris = [f"{i:03}" for i in range(100)]
+    assert sample_first(uris, 10)[:10] == [f"{i:03}" for i in range(0, 100, 10)]
+    assert sorted(sample_first(uris, 10)) == uris
+    assert sample_first(uris, 99)[:99] == [u for u in uris if u != "099"]
+    assert sample_first(uris, 100) == sample_first(uris, 500) == uris
+
+    corpus.write({f"{i:03}.png": plain(RED, (10 + i, 9)) for i in range(300)})
+    found = {}
+    for codec in ("pq8", "int4"):
+        corpus.index(codec=codec)
+        rows = corpus.store.embeddings()
+        found[codec] = [rows.row(i)[0] for i in range(len(rows))]
+        shutil.rmtree(corpus.index_folder)
+    assert found["pq8"] == sample_first(found["int4"])
+    assert found["int4"] == sorted(found["int4"]) != found["pq8"], "nothing to learn: no reason for another order"
+
+
 def test_a_corrupted_manifest_is_refused(corpus: Corpus) -> None:
     corpus.index()
     (corpus.index_folder / "manifest.json").write_text("{")
@@ -462,7 +505,7 @@ class Slow(FakeModel):
 def tell(progress):
     print(progress.done, flush=True)
 
-report = index_images([{photos!r}], {index!r}, Slow(), batch_size=1, commit_seconds=0, progress=tell)
+report = index_images([{photos!r}], {index!r}, Slow(), codec="int8", batch_size=1, commit_seconds=0, progress=tell)
 print("interrupted" if report.interrupted else "finished")
 """
 
@@ -485,7 +528,7 @@ def test_a_run_that_is_ended_from_outside_is_continued(tmp_path: Path, signal_nu
         assert rest.endswith("interrupted\n")
     done = len(corpus.found())
     assert 4 <= done < 60
-    report = corpus.index()
+    report = corpus.index(codec="int8")
     assert counts(report) == {"added": 60 - done, "unchanged": done}
     assert corpus.model.compressed == 60 - done
     assert len(corpus.found()) == 60
@@ -499,8 +542,29 @@ def test_work_is_committed_by_time(corpus: Corpus) -> None:
         if progress.phase == "compressing" and progress.done:
             committed.append(len(corpus.store.embeddings()))
 
-    corpus.index(batch_size=1, commit_seconds=0, progress=look)
+    corpus.index(codec="int8", batch_size=1, commit_seconds=0, progress=look)
     assert committed == [1, 2, 3, 4, 5, 6, 7]
+
+
+@pytest.mark.parametrize(
+    ("codec", "patience", "expected"),
+    [("pq8", 300.0, [0, 0, 3, 4, 5]), ("pq8", 0.0, [1, 2, 3, 4, 5]), ("int4", 300.0, [1, 2, 3, 4, 5])],
+)
+def test_a_codec_is_fitted_when_there_is_something_to_learn_from(
+    corpus: Corpus, monkeypatch: pytest.MonkeyPatch, codec: str, patience: float, expected: list[int]
+) -> None:
+    """The fit is for ever; but nobody should lose hours of work for it."""
+    corpus.write({f"{i}.png": plain(RED, (10 + i, 9)) for i in range(2)})
+    monkeypatch.setattr(indexing, "FIT_SAMPLE", 3)
+    monkeypatch.setattr(write_buffer, "FIRST_SECONDS", patience)
+    committed = []
+
+    def look(progress: Progress) -> None:
+        if progress.phase == "compressing" and progress.done:
+            committed.append(len(corpus.store.embeddings()) if IndexStore.exists(corpus.index_folder) else 0)
+
+    corpus.index(batch_size=1, commit_seconds=0, codec=codec, progress=look)
+    assert committed == expected
 
 
 def test_work_is_committed_by_size(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,12 +31,12 @@ def photos(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def index(photos: Path, tmp_path: Path) -> Index:
-    index_images([photos], tmp_path / "index", FakeModel())
+    index_images([photos], tmp_path / "index", FakeModel(), codec="int8")
     return Index.open(tmp_path / "index", model=FakeModel())
 
 
 def reindexed(photos: Path, index: Index) -> Index:
-    index_images([photos], index.path, FakeModel())
+    index_images([photos], index.path, FakeModel(), codec="int8")
     return Index.open(index.path, model=FakeModel())
 
 

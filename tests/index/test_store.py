@@ -4,12 +4,14 @@ which a disk can disappoint."""
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import resource
 import shutil
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import timedelta
@@ -19,6 +21,7 @@ import numpy as np
 import pytest
 
 from fwd2bot_index import store as store_module
+from fwd2bot_index.codec import fit_codec, fit_to_bytes
 from fwd2bot_index.config import Manifest
 from fwd2bot_index.errors import (
     IndexCorruptedError,
@@ -261,6 +264,8 @@ def test_no_index(tmp_path: Path) -> None:
         (lambda m: json.dumps({**m, "token_dim": D + 1}), IndexCorruptedError, "payload"),
         (lambda m: json.dumps({k: v for k, v in m.items() if k != "codec"}), IndexCorruptedError, "codec"),
         (lambda m: json.dumps({**m, "codec": "int3"}), IndexMismatchError, "int3"),
+        (lambda m: json.dumps({**m, "codec": "pq8"}), IndexCorruptedError, r"codec\.safetensors"),
+        (lambda m: json.dumps({**m, "codec_sha256": 7}), IndexCorruptedError, "codec_sha256"),
         (lambda m: json.dumps({**m, "format_version": 99}), IndexMismatchError, "Upgrade"),
     ],
 )
@@ -277,6 +282,67 @@ def test_a_manifest_of_random_bytes(store: IndexStore) -> None:
     (store.path / "manifest.json").write_bytes(b"\xff\xfe\x00garbage")
     with pytest.raises(IndexCorruptedError, match=r"manifest\.json"):
         IndexStore.open(store.path)
+
+
+@pytest.fixture
+def fitted(tmp_path: Path) -> IndexStore:
+    rng = np.random.default_rng(0)
+    codec = fit_codec("pq16", rng.normal(size=(50, K, D)).astype(np.float32))
+    return IndexStore.create(tmp_path / "fitted", replace(MANIFEST, codec="pq16"), codec)
+
+
+def test_a_fit_is_read_again_with_the_index(fitted: IndexStore) -> None:
+    tokens = np.random.default_rng(1).normal(size=(2, K, D)).astype(np.float32)
+    for number, store in ((0, fitted), (1, IndexStore.open(fitted.path))):
+        store.commit([picture(number)], {picture(number).id or "": tokens[number]})
+    ids = [picture(n).id or "" for n in (0, 1)]
+    codec = fit_codec("pq16", np.random.default_rng(0).normal(size=(50, K, D)).astype(np.float32))
+    expected = codec.decode(codec.encode(tokens), k=K, d=D)
+    np.testing.assert_array_equal(IndexStore.open(fitted.path).tokens(ids), expected)
+
+
+@pytest.mark.parametrize(
+    ("damage", "match"),
+    [
+        (lambda path: path.unlink(), "cannot be read"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-1]), "is not the file"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-1] + b"x"), "is not the file"),
+        (lambda path: os.truncate(path, 2**30), "is not the file"),
+    ],
+)
+def test_a_fit_that_is_damaged(fitted: IndexStore, damage: Callable[[Path], object], match: str) -> None:
+    damage(fitted.path / "codec.safetensors")
+    with pytest.raises(IndexCorruptedError, match=rf"codec\.safetensors {match}"):
+        IndexStore.open(fitted.path)
+
+
+def test_a_fit_for_other_tokens_is_refused(fitted: IndexStore) -> None:
+    """Also where manifest and file agree with each other."""
+    codec = fit_codec("pq16", np.ones((1, K, D + 1), np.float32))
+    raw = fit_to_bytes(codec) or b""
+    (fitted.path / "codec.safetensors").write_bytes(raw)
+    manifest = replace(fitted.manifest, codec_sha256=hashlib.sha256(raw).hexdigest())
+    (fitted.path / "manifest.json").write_text(manifest.to_json())
+    with pytest.raises(IndexCorruptedError, match="does not hold a fit for 2 tokens of size 3"):
+        IndexStore.open(fitted.path)
+
+
+def test_a_fit_is_never_given_more_memory_than_its_file_has_bytes(fitted: IndexStore) -> None:
+    manifest = replace(fitted.manifest, num_summary_tokens=4096, token_dim=65536)
+    (fitted.path / "manifest.json").write_text(manifest.to_json())
+    tracemalloc.start()
+    try:
+        with pytest.raises(IndexCorruptedError, match="does not hold a fit for 4096 tokens of size 65536"):
+            IndexStore.open(fitted.path)
+        assert tracemalloc.get_traced_memory()[1] < 2**25
+    finally:
+        tracemalloc.stop()
+
+
+def test_the_fit_of_an_index_that_was_never_finished_goes(fitted: IndexStore) -> None:
+    (fitted.path / "manifest.json").unlink()
+    IndexStore.create(fitted.path, MANIFEST)
+    assert not (fitted.path / "codec.safetensors").exists()
 
 
 @pytest.mark.parametrize("name", ["images.lance", "tokens.lance"])
