@@ -10,6 +10,7 @@ import pytest
 import tiny_models
 
 from fwd2bot_training import ablations
+from fwd2bot_training.config import load_recipe
 from fwd2bot_training.runner import leaves_checkpoint
 
 
@@ -21,6 +22,16 @@ def test_every_variant_is_a_run_with_one_change(name: str) -> None:
     assert run.data.sources == reference.data.sources
     assert (run == reference) == (name == "reference")
     assert max(ablations.VARIANTS[name].lengths) == run.model.num_tokens
+
+
+@pytest.mark.parametrize("name", ["reference", "average pooling", "single pass, both losses"])
+def test_the_last_phase_of_another_recipe_is_changed_instead(name: str) -> None:
+    run = ablations.run_of(name, base=Path("somewhere"), seed=3, recipe="mini", overrides=["train.steps=9"])
+    mini = load_recipe("mini").phases[-1]
+    assert run.data == mini.data
+    assert run.method.matching_weight == mini.method.matching_weight > 0
+    assert (run.model.base, run.train.seed, run.train.steps) == ("somewhere", 3, 9)
+    assert (run.method == mini.method) == (name == "reference")
 
 
 def test_the_rivals_and_the_paper_are_covered() -> None:

@@ -23,12 +23,12 @@ import numpy as np
 import torch.nn.functional as F
 
 from fwd2bot_index import scenes
-from fwd2bot_training.config import RunConfig, SourceConfig, parse_recipe, read_recipe
+from fwd2bot_training.config import RunConfig, SourceConfig, load_recipe, parse_recipe
 from fwd2bot_training.distributed import Processes
 from fwd2bot_training.runner import Phase, open_sources
 from fwd2bot_training.validation import Validation
 
-RECIPE = Path(__file__).with_name("recipes") / "ablation.toml"
+RECIPE = str(Path(__file__).with_name("recipes") / "ablation.toml")
 SCENES = SourceConfig(name="scenes", kind="scenes", split="val")
 PHOTOS = SourceConfig(name="flickr8k", path="flickr8k/val.parquet")
 
@@ -81,13 +81,12 @@ VARIANTS: Mapping[str, Variant] = {
 }
 
 
-def run_of(name: str, *, base: Path, seed: int, overrides: Sequence[str] = ()) -> RunConfig:
-    import tomllib
-
-    tables = tomllib.loads(read_recipe(str(RECIPE)))
+def run_of(name: str, *, base: Path, seed: int, recipe: str = RECIPE, overrides: Sequence[str] = ()) -> RunConfig:
+    """The last phase of ``recipe`` from this base, changed as the variant says."""
+    tables = json.loads(load_recipe(recipe).phases[-1].to_json())
     fixed = (f"model.base={json.dumps(str(base))}", f"train.seed={seed}")
-    recipe = parse_recipe(tables, name="ablation", overrides=[*fixed, *VARIANTS[name].changes, *overrides])
-    return recipe.phases[0]
+    changed = parse_recipe(tables, name="ablation", overrides=[*fixed, *VARIANTS[name].changes, *overrides])
+    return changed.phases[0]
 
 
 def score(phase: Phase, variant: Variant, *, root: Path, count: int) -> dict[str, Any]:
@@ -141,9 +140,17 @@ def hard_negatives(phase: Phase, *, count: int, size: int | None = None) -> dict
 
 
 def train_and_score(
-    name: str, *, base: Path, root: Path, folder: Path, seed: int, count: int, overrides: Sequence[str]
+    name: str,
+    *,
+    base: Path,
+    root: Path,
+    folder: Path,
+    seed: int,
+    count: int,
+    recipe: str = RECIPE,
+    overrides: Sequence[str] = (),
 ) -> None:
-    run = run_of(name, base=base, seed=seed, overrides=overrides)
+    run = run_of(name, base=base, seed=seed, recipe=recipe, overrides=overrides)
     phase = Phase(run, root=root, folder=folder, model=folder / "model", processes=Processes(), quiet=True)
     begun, step = time.monotonic(), phase.trainer.step
     phase.train()
@@ -230,6 +237,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--base", type=Path, required=True, help="folder of the base LVLM that all start from")
     parser.add_argument("--data", type=Path, required=True, help="folder with flickr8k/{train,val}.parquet")
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--recipe", default=RECIPE, help="whose last phase all change; default: ablation.toml")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--only", nargs="+", choices=list(VARIANTS), metavar="VARIANT", default=list(VARIANTS))
     parser.add_argument("--scenes", type=int, default=500, help="held-out scenes that the scores are of")
@@ -247,6 +255,7 @@ def main(argv: list[str] | None = None) -> int:
                     folder=folder,
                     seed=seed,
                     count=args.scenes,
+                    recipe=args.recipe,
                     overrides=args.set,
                 )
     print(table(args.out))
