@@ -29,6 +29,7 @@ from fwd2bot_index.types import Compressor, ModelIdentity
 FILES_PER_FOLDER = 1000
 ROWS_PER_COMMIT = 50_000
 K, D, E = 1, 2, 256
+CODEC = "int8"
 IDENTITY = ModelIdentity(name="bench", revision=None, fingerprint="bench")
 
 
@@ -51,7 +52,7 @@ def make_index(index: Path, root: Path) -> None:
         num_summary_tokens=K,
         token_dim=D,
         embedding_dim=E,
-        codec="int8",
+        codec=CODEC,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     store = IndexStore.create(index, manifest)
@@ -85,7 +86,7 @@ def unchanged(index: Path, root: Path) -> int:
     def load() -> Compressor:
         raise AssertionError("nothing has changed, so no model is needed")
 
-    return index_images([root], index, load, model_identity=IDENTITY).unchanged
+    return index_images([root], index, load, model_identity=IDENTITY, codec=CODEC).unchanged
 
 
 def _timed(run: Callable[[], int]) -> tuple[float, int]:

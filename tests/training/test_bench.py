@@ -75,7 +75,7 @@ def test_recomputation_and_padding_are_executed_but_not_needed(folder: Path) -> 
     assert needed < executed < 1.5 * needed, "scenes have questions of unlike lengths"
     same, cached = counted(micro_batch_size=1)  # one at a time, nothing is padded: this is the first of two forwards
     assert same == needed
-    assert 1.05 * needed < cached < 1.34 * needed
+    assert 1.02 * needed < cached < 1.34 * needed
     same, checkpointed = counted(gradient_checkpointing=True)
     assert same == needed
     assert 1.05 * executed < checkpointed < 1.34 * executed

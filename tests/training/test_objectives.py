@@ -217,7 +217,7 @@ def test_captions_alone_are_enough_for_contrast_and_nothing_for_answers(
         assert outputs.sums == {}
         assert outputs.images is not None
     objective = objective_of(make_model(), contrastive_weight=0.0)
-    with pytest.raises(InputError, match="'test' has neither"):
+    with pytest.raises(InputError, match="batch of 'test' has nothing to learn from"):
         batch_of(objective, captioned)
 
 

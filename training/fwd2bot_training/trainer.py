@@ -9,6 +9,7 @@ Notable choices:
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import sys
@@ -238,10 +239,9 @@ class Trainer:
             self.watch.step(self.step, done.source, {TOTAL: total, **done.losses}, done.shares, lr=lr, size=done.size)
 
     def _batches(self) -> Generator[list[Batch] | Fwd2BotError]:
-        # Not forked: neither torch's threads nor lance survive that. A Ctrl-C reaches the loader's processes too, and
-        # must not take away the batches of the step at hand.
+        # A Ctrl-C reaches the loader's processes too, and must not take away the batches of the step at hand.
         several: dict[str, Any] = {
-            "multiprocessing_context": "spawn",
+            "multiprocessing_context": _start_method(),
             "prefetch_factor": 4,
             "worker_init_fn": _ignore_signals,
         }
@@ -306,6 +306,18 @@ class _Signals:
             return
         self._first = now
         os.write(2, b"\nStopping after this step; Ctrl-C stops at once, and loses what is not saved.\n")
+
+
+def _start_method() -> str:
+    """Of the loader's processes: forked, but not from this one, whose threads (torch's, lance's) would not survive it.
+
+    Spawned, they start one after another: each is sent the texts of all sources, and reads them only once it has
+    imported everything.
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return "spawn"
+    multiprocessing.set_forkserver_preload(["fwd2bot_training.objectives", "fwd2bot_training.trainer"])
+    return "forkserver"
 
 
 def _ignore_signals(_: int) -> None:
