@@ -4,19 +4,22 @@
 
 On 1,000 held-out scenes (free placement, 1-6 objects; a stream of seeds that training never draws from): answers by
 type from k summary tokens, from those that each codec gives back, and from all image tokens of the control (the same
-base, trained as long without compression); text->image retrieval against its ceiling; hard negatives by cosine and by
-the matching question. On the Flickr8k test split: retrieval both ways; on Visual7W val: exact answers. Without
-``--data`` the photos are left out, without ``--control`` the control. ``--training-free runs/base/model`` adds what the
-plain base scores.
+base, trained as long without compression); text->image retrieval against its ceiling, also among as many pictures that
+hold each scene's swapped twins; hard negatives by cosine and by the matching question. On the Flickr8k test split:
+retrieval both ways; on Visual7W val: exact answers. Without ``--data`` the photos are left out, without ``--control``
+the control. ``--training-free runs/base/model`` adds what the plain base scores.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+import math
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +46,14 @@ def held_out(count: int) -> tuple[list[scenes.Scene], list[list[scenes.Question]
     return pool, questions, captions
 
 
+@dataclass(frozen=True, kw_only=True)
+class Twin:
+    kind: str
+    """Of the hard negative that is true here."""
+    scene: scenes.Scene
+    caption: scenes.Caption
+
+
 def could_caption(caption: scenes.Caption, scene: scenes.Scene) -> bool:
     """Whether `scenes.caption` could have said this of ``scene``: it mentions as much as it can."""
     return len(caption.mentions) == min(MENTIONS, len(scene.things)) and caption.fits(scene)
@@ -56,6 +67,30 @@ def retrieval_ceiling(pool: Sequence[scenes.Scene], captions: Sequence[scenes.Ca
 def _batches(count: int) -> Iterator[slice]:
     for start in range(0, count, BATCH):
         yield slice(start, min(start + BATCH, count))
+
+
+def twins(scene: scenes.Scene, caption: scenes.Caption, rng: np.random.Generator) -> Iterator[Twin]:
+    """The scenes that become of this one where two of its objects exchange their colours, or their places, so that the
+    swapped caption is true there and the true one is not. One of each kind at most; none where two objects would touch.
+    """
+    false = scenes.hard_negatives(scene, caption, rng)
+    for kind, attributes in (("swap_attribute", ("color",)), ("swap_relation", ("x", "y"))):
+        if kind not in false:
+            continue
+        for a, b in itertools.combinations(range(len(scene.things)), 2):
+            things = list(scene.things)
+            for i, j in ((a, b), (b, a)):
+                things[i] = replace(scene.things[i], **{n: getattr(scene.things[j], n) for n in attributes})
+            twin = replace(scene, things=tuple(things))
+            if _is_apart(twin) and could_caption(false[kind], twin) and not caption.fits(twin):
+                yield Twin(kind=kind, scene=twin, caption=false[kind])
+                break
+
+
+def _is_apart(scene: scenes.Scene) -> bool:
+    inside = all(t.radius <= v <= 1 - t.radius for t in scene.things for v in (t.x, t.y))
+    pairs = itertools.combinations(scene.things, 2)
+    return inside and all(math.hypot(a.x - b.x, a.y - b.y) > a.radius + b.radius for a, b in pairs)
 
 
 def compress(model: Fwd2BotModel, images: Sequence[Any]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -127,11 +162,21 @@ def scene_scores(model: Fwd2BotModel, control: Fwd2BotModel | None, *, count: in
                 ),
             }
 
+    scores["text->image"] = retrieval_scores(model, pool, captions, embeddings)
+    scores["text->image among swapped twins"] = twin_scores(model, count)
+    scores["hard negatives (chance 0.5)"] = hard_negative_scores(model, tokens, embeddings, pool, captions)
+    return scores
+
+
+def retrieval_scores(
+    model: Fwd2BotModel, pool: Sequence[scenes.Scene], captions: Sequence[scenes.Caption], embeddings: torch.Tensor
+) -> dict[str, float]:
+    """Of each scene by its own caption. Where others could have that caption it is luck: see the ceiling."""
+    count = len(pool)
     texts = torch.cat([model.embed_text([str(c) for c in captions[b]]) for b in _batches(count)])
-    similarities = (texts @ embeddings.T).numpy()
-    found = ranks(similarities, [[i] for i in range(count)])
+    found = ranks((texts @ embeddings.T).numpy(), [[i] for i in range(count)])
     ceiling = retrieval_ceiling(pool, captions)
-    scores["text->image"] = {
+    return {
         "pool": count,
         "R@1": recall_at(found, 1),
         "R@5": recall_at(found, 5),
@@ -140,7 +185,30 @@ def scene_scores(model: Fwd2BotModel, control: Fwd2BotModel | None, *, count: in
         "R@1 chance": 1 / count,
     }
 
-    scores["hard negatives (chance 0.5)"] = hard_negative_scores(model, tokens, embeddings, pool, captions)
+
+def twin_scores(model: Fwd2BotModel, count: int) -> dict[str, Any]:
+    """Retrieval among ``count`` pictures, where scenes stand beside their twins, each with its caption; and how often a
+    scene's caption is nearer to its scene than to the twin."""
+    pool: list[scenes.Scene] = []
+    captions: list[scenes.Caption] = []
+    pairs: dict[str, list[tuple[int, int]]] = {"swap_attribute": [], "swap_relation": []}
+    for i in itertools.count():
+        scene = scenes.scene(i, stream=STREAM)
+        caption = scenes.caption(scene, np.random.default_rng([7, i]), max_mentions=MENTIONS, relation=1.0)
+        made = list(twins(scene, caption, np.random.default_rng([8, i])))
+        if len(pool) + 1 + len(made) > count:
+            break
+        for j, twin in enumerate(made, start=1):
+            pairs[twin.kind].append((len(pool), len(pool) + j))
+        pool += [scene, *(t.scene for t in made)]
+        captions += [caption, *(t.caption for t in made)]
+    _, embeddings = compress(model, [scenes.render(s, size=96) for s in pool])
+    scores: dict[str, Any] = dict(retrieval_scores(model, pool, captions, embeddings))
+    for kind, rows in pairs.items():
+        own, other = (list(side) for side in zip(*rows, strict=True))
+        texts = model.embed_text([str(captions[i]) for i in own])
+        nearer = (texts * (embeddings[own] - embeddings[other])).sum(-1) > 0
+        scores[f"before its twin by {kind} (chance 0.5)"] = {"cosine": nearer.float().mean().item(), "items": len(own)}
     return scores
 
 

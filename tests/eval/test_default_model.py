@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -43,6 +45,56 @@ def test_hard_negatives_are_won_by_knowing_and_lost_by_ties(blind: bool, expecte
     for won in scores.values():
         assert (won["cosine"], won["matching question"]) == (expected, expected)
         assert won["items"] > 3
+
+
+def test_a_twin_is_its_scene_but_for_one_exchange() -> None:
+    pool, _, captions = default_model.held_out(60)
+    kinds = set()
+    for i, (scene, caption) in enumerate(zip(pool, captions, strict=True)):
+        for twin in default_model.twins(scene, caption, np.random.default_rng(i)):
+            kinds.add(twin.kind)
+            changed = [(a, b) for a, b in zip(scene.things, twin.scene.things, strict=True) if a != b]
+            assert len(changed) == 2
+            (a, new_a), (b, new_b) = changed
+            if twin.kind == "swap_attribute":
+                assert (new_a, new_b) == (replace(a, color=b.color), replace(b, color=a.color))
+            else:
+                assert (new_a, new_b) == (replace(a, x=b.x, y=b.y), replace(b, x=a.x, y=a.y))
+            assert twin.caption.fits(twin.scene)
+            assert not twin.caption.fits(scene)
+            assert not caption.fits(twin.scene)
+    assert kinds == {"swap_attribute", "swap_relation"}
+
+
+class Seeing:
+    """Embeds each of the pictures and texts that it is given as a number of its own; equal ones alike."""
+
+    def __init__(self) -> None:
+        self.seen: dict[bytes, int] = {}
+        self.truths: dict[str, int] = {}
+
+    def _one_hot(self, numbers: list[int]) -> torch.Tensor:
+        return torch.nn.functional.one_hot(torch.tensor(numbers), 100).float()
+
+    def compress(self, images: Sequence[Any]) -> SummaryTokens:
+        numbers = [self.seen.setdefault(i.tobytes(), len(self.seen)) for i in images]
+        return SummaryTokens(tokens=torch.zeros(len(images), 1, 1), embedding=self._one_hot(numbers))
+
+    def embed_text(self, texts: Sequence[str]) -> torch.Tensor:
+        return self._one_hot([self.truths.setdefault(t, len(self.truths)) for t in texts])
+
+
+def test_twins_are_found_by_who_tells_them_apart() -> None:
+    """Captions come in the order of their pictures, so both have the same numbers: no caption is said twice."""
+    model: Any = Seeing()
+    scores = default_model.twin_scores(model, 60)
+    assert 55 < scores["pool"] == len(model.seen) <= 60
+    assert len(model.truths) == scores["pool"]
+    assert scores["R@1"] == 1
+    for kind in ("swap_attribute", "swap_relation"):
+        won = scores[f"before its twin by {kind} (chance 0.5)"]
+        assert won["cosine"] == 1
+        assert won["items"] > 10
 
 
 @pytest.mark.parametrize("name", CODEC_NAMES)
