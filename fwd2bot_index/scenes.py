@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -268,6 +268,42 @@ def hard_negatives(scene: Scene, caption: Caption, rng: Rng) -> dict[str, Captio
     )
     made["add"] = replace(caption, mentions=(*mentions, extra))
     return {kind: c for kind, c in made.items() if not c.fits(scene)}
+
+
+def twins(scene: Scene, caption: Caption, false: Mapping[str, Caption]) -> dict[str, Scene]:
+    """The scene with two of its objects changed over, so that the swapped caption is true of it and ``caption`` is not:
+    their colours for ``swap_attribute``, their places for ``swap_relation``. None where objects would touch.
+
+    Args:
+        caption: true of ``scene``.
+        false: its `hard_negatives`.
+    """
+    made: dict[str, Scene] = {}
+    for kind, attributes in (("swap_attribute", ("color",)), ("swap_relation", ("x", "y"))):
+        if kind not in false:
+            continue
+        if kind == "swap_relation":
+            i, _, j = caption.relations[0]
+        else:
+            i, j = (n for n, (m, f) in enumerate(zip(caption.mentions, false[kind].mentions, strict=True)) if m != f)
+        for a, b in itertools.permutations(range(len(scene.things)), 2):
+            if not (caption.mentions[i].fits(scene.things[a]) and caption.mentions[j].fits(scene.things[b])):
+                continue
+            things = list(scene.things)
+            things[a] = replace(things[a], **{n: getattr(scene.things[b], n) for n in attributes})
+            things[b] = replace(things[b], **{n: getattr(scene.things[a], n) for n in attributes})
+            twin = replace(scene, things=tuple(things))
+            if _is_apart(twin) and false[kind].fits(twin) and not caption.fits(twin):
+                made[kind] = twin
+                break
+    return made
+
+
+def _is_apart(scene: Scene) -> bool:
+    """Whether no object touches another or leaves the picture."""
+    inside = all(t.radius <= v <= 1 - t.radius for t in scene.things for v in (t.x, t.y))
+    pairs = itertools.combinations(scene.things, 2)
+    return inside and all(math.hypot(a.x - b.x, a.y - b.y) > a.radius + b.radius for a, b in pairs)
 
 
 # --- questions

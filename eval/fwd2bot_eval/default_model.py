@@ -15,11 +15,9 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import math
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,14 +44,6 @@ def held_out(count: int) -> tuple[list[scenes.Scene], list[list[scenes.Question]
     return pool, questions, captions
 
 
-@dataclass(frozen=True, kw_only=True)
-class Twin:
-    kind: str
-    """Of the hard negative that is true here."""
-    scene: scenes.Scene
-    caption: scenes.Caption
-
-
 def could_caption(caption: scenes.Caption, scene: scenes.Scene) -> bool:
     """Whether `scenes.caption` could have said this of ``scene``: it mentions as much as it can."""
     return len(caption.mentions) == min(MENTIONS, len(scene.things)) and caption.fits(scene)
@@ -67,30 +57,6 @@ def retrieval_ceiling(pool: Sequence[scenes.Scene], captions: Sequence[scenes.Ca
 def _batches(count: int) -> Iterator[slice]:
     for start in range(0, count, BATCH):
         yield slice(start, min(start + BATCH, count))
-
-
-def twins(scene: scenes.Scene, caption: scenes.Caption, rng: np.random.Generator) -> Iterator[Twin]:
-    """The scenes that become of this one where two of its objects exchange their colours, or their places, so that the
-    swapped caption is true there and the true one is not. One of each kind at most; none where two objects would touch.
-    """
-    false = scenes.hard_negatives(scene, caption, rng)
-    for kind, attributes in (("swap_attribute", ("color",)), ("swap_relation", ("x", "y"))):
-        if kind not in false:
-            continue
-        for a, b in itertools.combinations(range(len(scene.things)), 2):
-            things = list(scene.things)
-            for i, j in ((a, b), (b, a)):
-                things[i] = replace(scene.things[i], **{n: getattr(scene.things[j], n) for n in attributes})
-            twin = replace(scene, things=tuple(things))
-            if _is_apart(twin) and could_caption(false[kind], twin) and not caption.fits(twin):
-                yield Twin(kind=kind, scene=twin, caption=false[kind])
-                break
-
-
-def _is_apart(scene: scenes.Scene) -> bool:
-    inside = all(t.radius <= v <= 1 - t.radius for t in scene.things for v in (t.x, t.y))
-    pairs = itertools.combinations(scene.things, 2)
-    return inside and all(math.hypot(a.x - b.x, a.y - b.y) > a.radius + b.radius for a, b in pairs)
 
 
 def compress(model: Fwd2BotModel, images: Sequence[Any]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -195,13 +161,14 @@ def twin_scores(model: Fwd2BotModel, count: int) -> dict[str, Any]:
     for i in itertools.count():
         scene = scenes.scene(i, stream=STREAM)
         caption = scenes.caption(scene, np.random.default_rng([7, i]), max_mentions=MENTIONS, relation=1.0)
-        made = list(twins(scene, caption, np.random.default_rng([8, i])))
+        false = scenes.hard_negatives(scene, caption, np.random.default_rng([8, i]))
+        made = scenes.twins(scene, caption, false)
         if len(pool) + 1 + len(made) > count:
             break
-        for j, twin in enumerate(made, start=1):
-            pairs[twin.kind].append((len(pool), len(pool) + j))
-        pool += [scene, *(t.scene for t in made)]
-        captions += [caption, *(t.caption for t in made)]
+        for j, kind in enumerate(made, start=1):
+            pairs[kind].append((len(pool), len(pool) + j))
+        pool += [scene, *made.values()]
+        captions += [caption, *(false[kind] for kind in made)]
     _, embeddings = compress(model, [scenes.render(s, size=96) for s in pool])
     scores: dict[str, Any] = dict(retrieval_scores(model, pool, captions, embeddings))
     for kind, rows in pairs.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -129,3 +130,35 @@ def test_a_scene_of_one_object_has_no_relations() -> None:
     assert scenes.ask(alone, "side", rng) is None
     assert scenes.ask(alone, "extreme", rng) is None
     assert scenes.describe(alone) == "small red circle top left"
+
+
+def test_a_twin_is_its_scene_but_for_one_exchange() -> None:
+    kinds = []
+    for i, scene in enumerate(POOL):
+        rng = np.random.default_rng(i)
+        caption = scenes.caption(scene, rng, relation=1.0)
+        false = scenes.hard_negatives(scene, caption, rng)
+        for kind, twin in scenes.twins(scene, caption, false).items():
+            kinds.append(kind)
+            (a, new_a), (b, new_b) = [(x, y) for x, y in zip(scene.things, twin.things, strict=True) if x != y]
+            if kind == "swap_attribute":
+                assert (new_a, new_b) == (replace(a, color=b.color), replace(b, color=a.color))
+            else:
+                assert (new_a, new_b) == (replace(a, x=b.x, y=b.y), replace(b, x=a.x, y=a.y))
+            assert false[kind].fits(twin)
+            assert not caption.fits(twin)
+    assert min(kinds.count("swap_attribute"), kinds.count("swap_relation")) > 60
+
+
+def test_a_twin_whose_objects_would_touch_is_none() -> None:
+    small, large = PAIR.things
+    caption = Caption(
+        mentions=(Mention(shape="circle", color="red"), Mention(shape="star", color="blue")),
+        relations=((0, "left of", 1),),
+    )
+    false = scenes.hard_negatives(PAIR, caption, np.random.default_rng(0))
+    assert set(scenes.twins(PAIR, caption, false)) == {"swap_attribute", "swap_relation"}
+    crowded = replace(PAIR, things=(small, replace(large, radius=0.18), _thing("cross", "green", 0.2, 0.4)))
+    assert set(scenes.twins(crowded, caption, false)) == {"swap_attribute"}
+    at_the_edge = replace(PAIR, things=(replace(small, x=0.09), replace(large, radius=0.18)))
+    assert set(scenes.twins(at_the_edge, caption, false)) == {"swap_attribute"}

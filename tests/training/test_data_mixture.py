@@ -279,6 +279,40 @@ def test_a_scene_brings_as_many_hard_negatives_as_asked_for_swaps_first() -> Non
     assert np.mean(swapped) > 0.6
 
 
+def test_every_other_scene_is_the_twin_of_the_one_before() -> None:
+    """Told by the regions: the same objects, of which two have changed over."""
+
+    def batch(twins: float) -> list[Example]:
+        source = SceneSource(size=24, twins=twins, relation_captions=1.0, hard_negatives=5)
+        return mixture(source, batch_size=200).batch(0)[1]
+
+    def changed(first: Example, second: Example) -> int:
+        boxes = {(r.box, r.text.rsplit(" ", 2)[0]) for r in first.regions}
+        return len(boxes - {(r.box, r.text.rsplit(" ", 2)[0]) for r in second.regions})
+
+    examples = batch(1.0)
+    pairs = [(a, b) for a, b in zip(examples[::2], examples[1::2], strict=True) if len(a.regions) == len(b.regions)]
+    twins = [(a, b) for a, b in pairs if sorted((a.caption or "").split()) == sorted((b.caption or "").split())]
+    assert len(twins) > 60, "scenes of one object have none, and crowded ones"
+    for a, b in twins:
+        assert changed(a, b) <= 2
+        assert a.caption != b.caption
+        assert a.caption not in b.negatives
+        assert b.caption not in a.negatives
+        assert len(a.negatives) >= 3, "the others stay"
+    questions = [(a.segments, b.segments) for a, b in twins]
+    assert sum(x == y for x, y in questions) < len(questions) / 4, "each is asked questions of its own"
+    assert len({e.image.tobytes() for e in examples}) == len(examples), "where there is no twin, a fresh scene"
+    alone = mixture(SceneSource(size=24, twins=1.0, relation_captions=1.0), batch_size=200)
+    assert alone.batch(0, rank=1, world=2)[1][7].image.tobytes() == examples[107].image.tobytes(), "of parts too"
+
+
+def test_no_scene_has_a_twin_that_is_not_asked_for() -> None:
+    examples = mixture(SceneSource(size=24, relation_captions=1.0), batch_size=200).batch(0)[1]
+    words = [sorted((e.caption or "").split()) for e in examples]
+    assert not any(a == b for a, b in zip(words[::2], words[1::2], strict=True))
+
+
 def test_captions_relate_objects_as_often_as_asked_for() -> None:
     def related(share: float) -> int:
         m = mixture(SceneSource(size=24, relation_captions=share), batch_size=200)
@@ -323,14 +357,17 @@ def test_scenes_from_the_settings() -> None:
         "partial_captions": 0.5,
         "relation_captions": 0.7,
         "hard_negatives": 2,
+        "twins": 0.4,
         "favored": ("count",),
         "curriculum_steps": 9,
     }
     assert source(**keys, split="val") == SceneSource(name="s", **keys, held_out=True)
     with pytest.raises(InputError, match="favored has 'colour'; there are exist, count"):
         source(favored=("colour",))
-    with pytest.raises(InputError, match="relation_captions are shares"):
+    with pytest.raises(InputError, match="relation_captions and twins are shares"):
         source(relation_captions=1.5)
+    with pytest.raises(InputError, match="twins are shares"):
+        source(twins=-0.1)
     with pytest.raises(InputError, match="split is train or val, not 'test'"):
         source(split="test")
 

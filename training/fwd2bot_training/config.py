@@ -162,6 +162,9 @@ class SourceConfig:
         0.4, "share of scene captions that relate two objects, where there are two to relate"
     )
     hard_negatives: int = key(1, "false captions that a scene brings; swapped ones come first, as they are the hardest")
+    twins: float = key(
+        0.0, "share of the pairs in a batch of scenes whose second is the first with two objects changed over"
+    )
     favored: tuple[str, ...] = key((), "types of scene questions that are asked twice as often as the others")
     curriculum_steps: int = key(0, "scenes grow from one object to six over these steps")
 
@@ -180,8 +183,8 @@ class SourceConfig:
             raise InputError(f"{where}: rows means nothing to the kind {self.kind!r}.")
         if self.rows and not _ROWS.fullmatch(self.rows):
             raise InputError(f"{where}: rows is FIRST:AFTER_LAST, such as 0:600, not {self.rows!r}.")
-        if not (0 <= self.partial_captions <= 1 and 0 <= self.relation_captions <= 1):
-            raise InputError(f"{where}: partial_captions and relation_captions are shares.")
+        if not all(0 <= share <= 1 for share in (self.partial_captions, self.relation_captions, self.twins)):
+            raise InputError(f"{where}: partial_captions, relation_captions and twins are shares.")
         if self.curriculum_steps < 0 or self.hard_negatives < 0:
             raise InputError(f"{where}: curriculum_steps and hard_negatives are numbers from 0.")
         if unknown := sorted(set(self.favored) - set(QUESTION_TYPES)):

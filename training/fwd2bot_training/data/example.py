@@ -79,6 +79,8 @@ class Source(Protocol):
 
     def example(self, index: int, rng: Rng, *, step: int) -> Example:
         """
+        Args:
+            index: of the row; of an endless source, the place in the batch.
         Raises:
             InputError: the row cannot be used; names the file and the row.
         """
@@ -86,6 +88,16 @@ class Source(Protocol):
 
     def texts(self, rng: Rng) -> Iterator[str]:
         """Every text that training can show, to train a tokenizer; a sample where the source is endless."""
+        ...
+
+
+@runtime_checkable
+class Paired(Protocol):
+    """An endless source that can draw two examples which belong together."""
+
+    @property
+    def paired(self) -> bool:
+        """Whether the examples 2n and 2n + 1 of a batch are to be drawn with generators in the same state."""
         ...
 
 

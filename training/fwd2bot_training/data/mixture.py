@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from fwd2bot_index.errors import InputError
 from fwd2bot_training.config import DataConfig
-from fwd2bot_training.data.example import Example, Ordered, Rng, Source
+from fwd2bot_training.data.example import Example, Ordered, Paired, Rng, Source
 from fwd2bot_training.data.negatives import rule_negatives
 from fwd2bot_training.data.sources import open_source
 from fwd2bot_training.data.texts import Routing
@@ -168,7 +168,7 @@ class Mixture:
         """``position`` counts the examples drawn from this source since the first step."""
         source = self.sources[number]
         if len(source) == 0:
-            return self._read(source, position, step, i)
+            return self._read(source, i, step, i)
         epoch, place = divmod(position, len(source))
         order = self._order(number, epoch)
         if self._data.bad_rows == "stop":
@@ -185,7 +185,8 @@ class Mixture:
         raise InputError(f"None of the {len(source)} rows of the source {source.name!r} can be used.")
 
     def _read(self, source: Source, row: int, step: int, i: int) -> Example:
-        rng = np.random.default_rng([self.seed, step, i])
+        together = isinstance(source, Paired) and source.paired
+        rng = np.random.default_rng([self.seed, step, i - i % 2 if together else i])
         return self._finish(source.example(row, rng, step=step), rng)
 
     def _finish(self, example: Example, rng: Rng) -> Example:

@@ -33,6 +33,10 @@ class SceneSource:
     """Share of the captions that relate two objects, where there are two to relate."""
     hard_negatives: int = 1
     """False captions of a scene, each of another kind."""
+    twins: float = 0.0
+    """Share of the pairs in a batch (2n, 2n + 1) whose second is a twin of the first: two objects have changed over,
+    and its caption is a false one of the first. Only so does a contrastive batch hold pictures that their captions tell
+    apart by a relation alone."""
     favored: tuple[str, ...] = ()
     """Types of questions that are asked twice as often as the others."""
     curriculum_steps: int = 0
@@ -46,9 +50,28 @@ class SceneSource:
     def length(self, index: int) -> int:
         return 0
 
+    @property
+    def paired(self) -> bool:
+        return self.twins > 0 and not self.held_out
+
     def example(self, index: int, rng: Rng, *, step: int) -> Example:
         scene = scenes.scene(index, stream="val") if self.held_out else self._fresh(rng, step)
         caption = self._caption(scene, rng)
+        false = scenes.hard_negatives(scene, caption, rng)
+        if self.paired:  # until here, both of a pair draw the same
+            twins = scenes.twins(scene, caption, false) if rng.random() < self.twins else {}
+            kind = self._draw(sorted(twins), 1, rng)
+            rng = rng.spawn(2)[index % 2]
+            if kind:
+                other, said = twins[kind[0]], false[kind[0]]
+                if index % 2:
+                    scene, other, caption = other, scene, said
+                    false = scenes.hard_negatives(scene, caption, rng)
+                false = {k: c for k, c in false.items() if not c.fits(other)}  # they would be called false of it too
+            elif index % 2:
+                scene = self._fresh(rng, step)
+                caption = self._caption(scene, rng)
+                false = scenes.hard_negatives(scene, caption, rng)
         return Example(
             image=scenes.render(scene, size=self.size),
             segments=(
@@ -63,7 +86,7 @@ class SceneSource:
                 for t in scene.things
             ),
             caption=str(caption),
-            negatives=self._negatives(scene, caption, rng),
+            negatives=tuple(str(false[kind]) for kind in self._draw(sorted(false), self.hard_negatives, rng)),
         )
 
     def texts(self, rng: Rng) -> Iterator[str]:
@@ -85,14 +108,11 @@ class SceneSource:
             return scenes.caption(scene, rng, max_mentions=mentions, relation=self.relation_captions)
         return scenes.caption(scene, rng, relation=self.relation_captions)
 
-    def _negatives(self, scene: scenes.Scene, caption: scenes.Caption, rng: Rng) -> tuple[str, ...]:
-        false = scenes.hard_negatives(scene, caption, rng)
-        kinds = sorted(false)
-        if not kinds:
-            return ()
+    def _draw(self, kinds: list[str], count: int, rng: Rng) -> list[str]:
+        """Up to ``count`` different ones, the hardest first."""
         p = np.array([NEGATIVE_WEIGHTS.get(kind, 1.0) for kind in kinds])
-        drawn = rng.choice(len(kinds), size=min(self.hard_negatives, len(kinds)), replace=False, p=p / p.sum())
-        return tuple(str(false[kinds[i]]) for i in drawn)
+        size = min(count, len(kinds))
+        return [str(kind) for kind in rng.choice(kinds, size=size, replace=False, p=p / p.sum())] if size else []
 
     def _questions(self, scene: scenes.Scene, rng: Rng) -> list[Segment]:
         types = list(scenes.QUESTION_TYPES)

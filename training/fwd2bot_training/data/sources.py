@@ -44,6 +44,7 @@ def open_source(
                 partial_captions=config.partial_captions,
                 relation_captions=config.relation_captions,
                 hard_negatives=config.hard_negatives,
+                twins=config.twins,
                 favored=config.favored,
                 curriculum_steps=config.curriculum_steps,
                 held_out=config.split == "val",
