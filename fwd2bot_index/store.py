@@ -150,7 +150,8 @@ class EmbeddedRows:
 
     def __init__(self, rows: Any, embedding: Float16) -> None:
         assert rows.num_rows == len(embedding)
-        self._rows = rows
+        self.rows = rows
+        """Arrow's columns uri, id, size, mtime_ns, width and height, for who wants them all."""
         self.embedding = embedding
         """[N, E]"""
 
@@ -159,7 +160,7 @@ class EmbeddedRows:
 
     def row(self, i: int) -> tuple[str, str, int, int]:
         """uri, id, width and height of the picture whose embedding is the ``i``-th."""
-        uri, id_, width, height = (self._rows.column(name)[i].as_py() for name in ("uri", "id", "width", "height"))
+        uri, id_, width, height = (self.rows.column(name)[i].as_py() for name in ("uri", "id", "width", "height"))
         return uri, id_, width, height
 
 
@@ -290,7 +291,8 @@ class IndexStore:
 
     def embeddings(self) -> EmbeddedRows:
         """The embeddings of all pictures, with their rows, from one version of the index."""
-        table = self._scan(self._images, columns=["uri", "id", "width", "height", "embedding"], filter="status = 'ok'")
+        columns = ["uri", "id", "size", "mtime_ns", "width", "height", "embedding"]
+        table = self._scan(self._images, columns=columns, filter="status = 'ok'")
         embedding = _embedding_matrix(table.column("embedding"), self.manifest.embedding_dim)
         if embedding is None or not np.isfinite(embedding).all():
             raise _corrupted(self.path, "an embedding is missing or not finite")
