@@ -11,8 +11,8 @@ Notable choices:
   as was asked for, and no two that are kept are that much alike; the order of rows changes nothing.
 - Nothing is opened: files that are gone since, or on a disk that is elsewhere, are found too. Before anything is done to
   a file, :func:`superfluous` asks the disk what is still as the index knows it.
-- What is near depends on the model, so there is no threshold for every index. ``DEFAULT_THRESHOLD`` was measured for the
-  bundled model (docs/duplicates.md).
+- What is near depends on the model, so there is no threshold for every index. That of the bundled model was measured
+  (docs/duplicates.md).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -33,9 +33,6 @@ from fwd2bot_index.leaders import follow_leaders
 if TYPE_CHECKING:
     from fwd2bot_index.leaders import Int64
     from fwd2bot_index.store import EmbeddedRows
-
-DEFAULT_THRESHOLD: Final = 0.99
-"""For indexes of the bundled model."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,13 +64,13 @@ class DuplicateGroup:
 
 
 def find_duplicates(
-    rows: EmbeddedRows, *, threshold: float | None, progress: Callable[[int], None] = lambda done: None
+    rows: EmbeddedRows, *, threshold: float | None, progress: Callable[[int, int], None] | None = None
 ) -> list[DuplicateGroup]:
     """All groups of two files or more, in the order of the paths that are kept.
 
     Args:
         threshold: the cosine from which files with different bytes are copies, in (0, 1]. None: they never are.
-        progress: told how many of the different pictures are done, now and then.
+        progress: told how many pictures are done, and of how many different ones, now and then.
 
     Raises:
         InputError: there is no such cosine.

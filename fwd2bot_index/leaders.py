@@ -41,14 +41,14 @@ def follow_leaders(
     order: Int64,
     *,
     threshold: float,
-    progress: Callable[[int], None] = lambda done: None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Int64, Float32]:
     """
     Args:
         embeddings: [N, E], finite, of any length; one that is zero is like no other.
         order: [M], the rows of those that are compared, the first to lead first.
         threshold: in (0, 1].
-        progress: told how many of M are done, now and then.
+        progress: told how many are done, and M, now and then.
 
     Returns:
         leader [M], as a place in ``order``: its own where a vector leads; and the cosine [M] with it, at most 1.
@@ -86,7 +86,8 @@ def follow_leaders(
             if leads[block[i]]:
                 found = np.flatnonzero(near[i] & leads[block])
                 join(block[found], block[i], cosines[i, found])
-        progress(min(count, start + BLOCK))
+        if progress is not None:
+            progress(min(count, start + BLOCK), count)
     return leader, cosine
 
 

@@ -166,9 +166,7 @@ def measure_search(count: int, *, dim: int = 192, copies: float = 0.02, seed: in
     seconds = time.perf_counter() - started
     found = {frozenset((group.kept.uri, *(copy.file.uri for copy in group.copies))) for group in groups}
     assert found == {frozenset((_uri(a), _uri(b))) for a, b in zip(of, at, strict=True)}
-    return SearchFigures(
-        rows=count, planted=planted, seconds=seconds, before_bytes=before, peak_bytes=_peak_bytes()
-    )
+    return SearchFigures(rows=count, planted=planted, seconds=seconds, before_bytes=before, peak_bytes=_peak_bytes())
 
 
 def _uri(i: int) -> str:

@@ -16,7 +16,7 @@ from fwd2bot_cli.models import ModelChoice
 from fwd2bot_cli.session import Session
 from fwd2bot_index.types import Compressor
 
-COMMANDS = ("index", "search", "ask", "info", "train", "eval", "demo")
+COMMANDS = ("index", "search", "ask", "dedup", "info", "train", "eval", "demo")
 
 
 def python(code: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -43,7 +43,9 @@ def test_help_of(fwd2bot: Run, command: str) -> None:
         assert f"fwd2bot {command}" in outcome.out
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["info"], ["info", "--json"], ["index", "--help"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["--version"], ["info"], ["info", "--json"], ["dedup"], ["index", "--help"]]
+)
 def test_starts_without_torch_and_transformers(indexed: Path, arguments: list[str]) -> None:
     code = (
         "import sys\nfrom fwd2bot_cli.main import main\ncode = main(sys.argv[1:])\n"
