@@ -18,7 +18,7 @@ MAX_SUMMARY_TOKENS = 4096
 MAX_TOKEN_DIM = 65536
 
 DEFAULT_CODEC = "pq8"
-DEFAULT_THRESHOLD = 0.99
+DEFAULT_THRESHOLD = 0.995
 """Cosine of the bundled model's embeddings from which two pictures are copies of one: measured, see
 docs/duplicates.md."""
 

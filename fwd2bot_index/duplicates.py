@@ -6,11 +6,11 @@
 Notable choices:
 
 - One rule. Take the files from the best to the worst: more pixels, then more bytes, then the shorter path, then the
-  first by name. The best that is in no group yet is *kept*, and its *copies* are all in no group yet that have its bytes,
-  or an embedding whose cosine with that of the kept one reaches the threshold. So each copy is as much like what is kept
-  as was asked for, and no two that are kept are that much alike; the order of rows changes nothing.
-- Nothing is opened: files that are gone since, or on a disk that is elsewhere, are found too. Before anything is done to
-  a file, :func:`superfluous` asks the disk what is still as the index knows it.
+  first by name. The best that is in no group yet is *kept*, and its *copies* are all in no group yet that have its
+  bytes, or an embedding whose cosine with that of the kept one reaches the threshold. So each copy is as much like what
+  is kept as was asked for, no two that are kept are that much alike, and the order of rows changes nothing.
+- Nothing is opened: files that are gone since, or on a disk that is elsewhere, are found too. Before anything is done
+  to a file, :func:`superfluous` asks the disk what is still as the index knows it.
 - What is near depends on the model, so there is no threshold for every index. That of the bundled model was measured
   (docs/duplicates.md).
 """
@@ -26,7 +26,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from fwd2bot_index.archives import split_uri
+from fwd2bot_index.archives import archives_in, is_archive, split_uri
 from fwd2bot_index.errors import InputError
 from fwd2bot_index.leaders import follow_leaders
 
@@ -43,10 +43,15 @@ class IndexedFile:
     id: str
     """Hash of its bytes."""
     size: int
-    """In bytes."""
+    """In bytes; of a picture in a Parquet file, those of the whole file."""
     mtime_ns: int
     width: int
     height: int
+
+    @property
+    def in_archive(self) -> bool:
+        """Whether it is part of another file, by its name alone."""
+        return any(is_archive(path) for path in archives_in(self.uri))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +66,11 @@ class DuplicateGroup:
     kept: IndexedFile
     copies: Sequence[FoundCopy]
     """At least one; first those with the same bytes, then the others, the most similar first."""
+
+    @property
+    def spare_bytes(self) -> int:
+        """What the copies take, but for those in archives."""
+        return sum(copy.file.size for copy in self.copies if not copy.file.in_archive)
 
 
 def find_duplicates(

@@ -5,10 +5,10 @@ Notable choices:
 
 - Compared is with leaders alone, so chains of small steps never join what is unlike, and no two leaders are alike.
 - All pairs count, exactly. What makes that bearable is a bound (Cauchy and Schwarz): with unit vectors x, split by an
-  orthogonal projection into a head h(x) and a rest, cos(x, y) <= h(x) . h(y) + |rest(x)| |rest(y)|. That is one product
-  of short vectors, ``[h, |rest|]``; only rows and columns with a pair above the threshold are compared in full. The head
-  lies along leading principal directions, where it says most.
-- Blocks bound the memory whatever there is to find: a million equal vectors take no more than a million different ones.
+  orthogonal projection into a head h(x) and a rest, cos(x, y) <= h(x) . h(y) + |rest(x)| |rest(y)|. That is one
+  product of short vectors, ``[h, |rest|]``; only rows and columns with a pair above the threshold are compared in full.
+  The head lies along leading principal directions, where it says most.
+- Blocks bound the memory, whatever there is to find: a million equal vectors take no more than as many different ones.
 
 Numpy only. Shapes: M vectors, E embedding size, S ``SKETCH``.
 """

@@ -112,8 +112,8 @@ def _show(output: Output, groups: Sequence[DuplicateGroup]) -> None:
     if rows:
         output.table(("group", "similarity", "pixels", "size", "path"), rows)
         copies = len(rows) - len(groups)
-        bytes_ = sum(copy.file.size for group in groups for copy in group.copies)
-        output.message(f"{copies} superfluous files in {len(groups)} groups, {size(bytes_)}.")
+        spare = size(sum(group.spare_bytes for group in groups))
+        output.message(f"{copies} superfluous files in {len(groups)} groups; outside of archives they take {spare}.")
 
 
 def _similarity(group: DuplicateGroup, copy: FoundCopy) -> str:
@@ -130,7 +130,7 @@ def _document(groups: Sequence[DuplicateGroup], *, files: int) -> dict[str, obje
             "duplicates": copies,
             "exact": exact,
             "near": copies - exact,
-            "bytes": sum(copy.file.size for group in groups for copy in group.copies),
+            "spare_bytes": sum(group.spare_bytes for group in groups),
         },
         "groups": [
             {

@@ -35,7 +35,7 @@ from fwd2bot_index.types import Compressor
 
 Float32: TypeAlias = npt.NDArray[np.float32]
 
-THRESHOLDS = (0.9, 0.95, 0.96, 0.97, 0.975, 0.98, 0.985, 0.99, 0.995, 0.999)
+THRESHOLDS = (0.9, 0.95, 0.97, 0.98, 0.985, 0.99, 0.9925, 0.995, 0.9975, 0.999)
 QUALITY = 90
 """Of the JPEG files that copies are, but for those of lower quality."""
 
@@ -86,13 +86,14 @@ def measure_thresholds(
     """How many originals there are, and what each threshold finds.
 
     Args:
-        images: what is indexed: a folder of different pictures.
+        images: what is indexed: a folder of different pictures; the same bytes count once.
         folder: an empty one, for the copies and the index.
     """
     index, copies = folder / "index", folder / "copies"
     index_images([images], index, model)
     rows = IndexStore.open(index).embeddings()
-    originals = sorted(rows.rows.column("uri").to_pylist())
+    one_of_each = {rows.row(i)[1]: rows.row(i)[0] for i in range(len(rows))}  # by content
+    originals = sorted(one_of_each.values())
     for kind in KINDS:
         (copies / kind.name).mkdir(parents=True)
     for i, uri in enumerate(originals):
@@ -200,10 +201,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     figures: dict[str, Any]
     if given.rows is not None:
         search = measure_search(given.rows)
-        print(
-            f"{search.rows} rows, {search.planted} copies: {search.seconds:.1f} s, peak {search.peak_bytes / 2**20:.0f} "
-            f"MiB (before the search {search.before_bytes / 2**20:.0f} MiB)"
-        )
+        before, peak = search.before_bytes / 2**20, search.peak_bytes / 2**20
+        print(f"{search.rows} rows, {search.planted} copies: {search.seconds:.1f} s")
+        print(f"peak memory: {peak:.0f} MiB (before the search {before:.0f} MiB)")
         figures = asdict(search)
     else:
         from fwd2bot_index.model import Fwd2BotModel
@@ -228,7 +228,7 @@ def _report(originals: int, counts: Sequence[Counts]) -> str:
         "|---" * (len(names) + 2) + "|",
     ]
     lines += [
-        " | ".join([f"| {c.threshold:.3f}", *(f"{c.recall[name]:.3f}" for name in names), f"{c.false_pairs} |"])
+        " | ".join([f"| {c.threshold:.4f}", *(f"{c.recall[name]:.3f}" for name in names), f"{c.false_pairs} |"])
         for c in counts
     ]
     return "\n".join(lines)
