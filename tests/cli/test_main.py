@@ -44,7 +44,8 @@ def test_help_of(fwd2bot: Run, command: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["--version"], ["info"], ["info", "--json"], ["dedup"], ["index", "--help"]]
+    "arguments",
+    [["--help"], ["--version"], ["info"], ["info", "--json"], ["dedup", "--quiet", "--json"], ["index", "--help"]],
 )
 def test_starts_without_torch_and_transformers(indexed: Path, arguments: list[str]) -> None:
     code = (
