@@ -43,7 +43,8 @@ def follow_leaders(
     threshold: float,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Int64, Float32]:
-    """
+    """Who leads each vector.
+
     Args:
         embeddings: [N, E], finite, of any length; one that is zero is like no other.
         order: [M], the rows of those that are compared, the first to lead first.

@@ -84,10 +84,12 @@ def dedup(
     elif paths_only or null:
         certain = [file.uri for group in groups for file in superfluous(group)]
         output.paths(certain, null=null)
-        if left_out := sum(len(group.copies) for group in groups) - len(certain):
+        copies = sum(len(group.copies) for group in groups)
+        if len(certain) < copies:
             output.warning(
-                f"{left_out} copies are left out: they, or what would be kept of them, have changed or gone since they "
-                f"were indexed, or are one file under two names. `fwd2bot index` brings the index up to date."
+                f"Left out: {copies - len(certain)} of {copies} copies, that have changed or gone since they were indexed, "
+                f"or are the kept file under another name, or whose kept file has changed or gone. "
+                f"`fwd2bot index` brings the index up to date."
             )
     else:
         _show(output, groups)
@@ -113,7 +115,7 @@ def _show(output: Output, groups: Sequence[DuplicateGroup]) -> None:
         output.table(("group", "similarity", "pixels", "size", "path"), rows)
         copies = len(rows) - len(groups)
         spare = size(sum(group.spare_bytes for group in groups))
-        output.message(f"{copies} superfluous files in {len(groups)} groups; outside of archives they take {spare}.")
+        output.message(f"Groups: {len(groups)}. Superfluous files: {copies}; outside of archives they take {spare}.")
 
 
 def _similarity(group: DuplicateGroup, copy: FoundCopy) -> str:

@@ -51,7 +51,7 @@ def test_groups_with_the_kept_one_first(fwd2bot: Run, pictures: Path, models: Fa
         ["2", similarity, "32x24", bytes_of["red.png"], "pictures/red.png"],
     ]
     assert 0.995 <= float(similarity) <= 1
-    assert "2 superfluous files in 2 groups" in outcome.err
+    assert "Groups: 2. Superfluous files: 2;" in outcome.err
     assert models.loads == 0
 
 
@@ -112,7 +112,7 @@ def test_paths_only_names_nothing_that_would_be_missed(fwd2bot: Run, place: Path
     (pictures / "blue copy.png").write_bytes(b"something new")
     outcome = fwd2bot("dedup", "-0")
     assert outcome.out == f"{pictures / 'green copy.png'}\0"
-    assert "3 copies are left out" in outcome.err
+    assert "Left out: 3 of 4 copies" in outcome.err
     assert len(fwd2bot("dedup").out.splitlines()) == 7  # from the index all are there
 
 
