@@ -87,9 +87,9 @@ def dedup(
         copies = sum(len(group.copies) for group in groups)
         if len(certain) < copies:
             output.warning(
-                f"Left out: {copies - len(certain)} of {copies} copies, that have changed or gone since they were indexed, "
-                f"or are the kept file under another name, or whose kept file has changed or gone. "
-                f"`fwd2bot index` brings the index up to date."
+                f"Left out: {copies - len(certain)} of {copies} copies, that have changed or gone since they were "
+                "indexed, or are the kept file under another name, or whose kept file has changed or gone. "
+                "`fwd2bot index` brings the index up to date."
             )
     else:
         _show(output, groups)
