@@ -68,11 +68,13 @@ def follow_leaders(
         block = np.arange(start, min(count, start + BLOCK))
         earlier = np.flatnonzero(leads[:start])
         for tile in np.split(earlier, range(BLOCK, len(earlier), BLOCK)):
+            if len(tile) == 0:
+                break
             bounds = sketches[block] @ sketches[tile].T
-            if bounds.size == 0 or bounds.max() < least:
+            above = bounds.max(axis=1) >= least
+            if not above.any():
                 continue
-            above = bounds >= least
-            rows, columns = block[above.any(axis=1)], tile[above.any(axis=0)]
+            rows, columns = block[above], tile[bounds[above].max(axis=0) >= least]
             cosines = _unit(embeddings[order[rows]]) @ _unit(embeddings[order[columns]]).T
             near = cosines >= least
             found = np.flatnonzero(near.any(axis=1))
