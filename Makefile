@@ -28,8 +28,9 @@ check: $(VENV)/.stamp
 unit: $(VENV)/.stamp
 	OMP_NUM_THREADS=1 $(BIN)/python $(RUN_TESTS)
 
-# The same tests against the built wheel: an interpreter that sees the dependencies of .venv, but not the checkout
-# (a line in a .pth file adds a folder without reading the .pth files in it, so the editable install stays out).
+# The wheel has the very files of the checkout (test_packaging.py); the tests of the command show that it runs when
+# installed: an interpreter that sees the dependencies of .venv, but not the checkout (a line in a .pth file adds a
+# folder without reading the .pth files in it, so the editable install stays out).
 wheel-test: $(VENV)/.stamp
 	rm -rf dist $(WHEEL_VENV)
 	$(BIN)/python -m build --wheel --no-isolation --outdir dist . > /dev/null
@@ -37,7 +38,7 @@ wheel-test: $(VENV)/.stamp
 	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" \
 	  > $$($(WHEEL_VENV)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/dependencies.pth
 	$(WHEEL_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps dist/*.whl
-	FWD2BOT_TEST_WHEEL=1 OMP_NUM_THREADS=1 $(WHEEL_VENV)/bin/python $(RUN_TESTS)
+	FWD2BOT_TEST_WHEEL=1 OMP_NUM_THREADS=1 $(WHEEL_VENV)/bin/python $(RUN_TESTS) tests/test_packaging.py tests/cli
 
 clean:
 	rm -rf dist build $(WHEEL_VENV) .mypy_cache .ruff_cache .pytest_cache

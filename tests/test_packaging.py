@@ -16,6 +16,12 @@ PACKAGES = ("fwd2bot_index", "fwd2bot_training", "fwd2bot_eval", "fwd2bot_cli")
 SOURCES = sorted(
     path for folder in ("fwd2bot_index", "training", "eval", "cli") for path in (ROOT / folder).rglob("*.py")
 )
+FOLDERS = {
+    "fwd2bot_index": ROOT,
+    "fwd2bot_training": ROOT / "training",
+    "fwd2bot_eval": ROOT / "eval",
+    "fwd2bot_cli": ROOT / "cli",
+}
 WHEEL_LIMIT = 40_000_000
 UNPICKLERS = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
 
@@ -58,6 +64,21 @@ def test_wheel() -> None:
         assert f"{package}/py.typed" in names
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
     assert not [name for name in names if name.endswith((".bin", ".pt", ".pth", ".pkl"))]
+
+
+@pytest.mark.skipif(not wheels(), reason="no wheel was built: `make wheel-test` builds one in dist/")
+def test_the_wheel_holds_every_file_of_the_packages() -> None:
+    """So what the tests say of the checkout holds for the wheel, once it is known to be found and to run."""
+    expected = {}
+    for package, above in FOLDERS.items():
+        for path in (above / package).rglob("*"):
+            if path.is_file() and path.suffix != ".pyc":
+                expected[path.relative_to(above).as_posix()] = path.read_bytes()
+    (wheel,) = wheels()
+    with zipfile.ZipFile(wheel) as archive:
+        held = {name: archive.read(name) for name in archive.namelist() if ".dist-info/" not in name}
+    assert sorted(held) == sorted(expected)
+    assert [name for name in held if held[name] != expected[name]] == []
 
 
 def test_the_command_is_installed() -> None:
