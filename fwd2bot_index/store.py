@@ -5,8 +5,9 @@
     INDEX/
       manifest.json   the model, K, D, E and the codec; written last when an index is created
       codec.safetensors   what a fitted codec learned from the first pictures; the manifest has its checksum
-      images.lance    one row per file: uri (the key), id, size, mtime_ns, width, height, status, error, embedding
-      tokens.lance    one row per picture: id (the key), payload
+      images.lance    one row per file: uri (the key), id, size, mtime_ns, width, height, status, error, embedding,
+                      checksum
+      tokens.lance    one row per picture: id (the key), payload, checksum
       .lock           held by the process that writes
 
 Notable choices:
@@ -17,6 +18,8 @@ Notable choices:
   without a manifest never held a picture, so creating an index over the leftovers of a crash is safe.
 - Tokens are committed before rows: a crash between the two leaves tokens without a row, which the next run writes anew
   or :meth:`IndexStore.tidy` sweeps, and never a row without its tokens.
+- Lance does not notice a byte that has changed on disk, so every payload and every embedding has its CRC-32 beside it:
+  payloads are compared whenever they are read, all of it by :mod:`fwd2bot_index.verifying`.
 - The embedding is float16: it has unit length, so rounding moves a cosine by less than 0.001 at half the bytes.
 - Readers follow the latest version, and old versions are kept for ``KEEP_VERSIONS``, so that a search under way is not
   cut off by an indexing run that ends.
@@ -32,6 +35,7 @@ import hashlib
 import os
 import shutil
 import sys
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -56,7 +60,8 @@ from fwd2bot_index.errors import (
     IndexWriteError,
     InputError,
 )
-from fwd2bot_index.payloads import Float32
+from fwd2bot_index.keys import keys_of
+from fwd2bot_index.payloads import Bytes, Float32
 from fwd2bot_index.product_codec import largest_file
 from fwd2bot_index.types import SkippedFile
 
@@ -75,6 +80,10 @@ TOKEN_BYTES_PER_FRAGMENT: Final = 64 * 2**20
 SMALL_FRAGMENTS: Final = 8
 """As many small fragments are left as they are; more are merged at the end of a run."""
 KEYS_PER_FILTER: Final = 1000
+BATCH_BYTES: Final = 16 * 2**20
+"""Of payloads or embeddings in memory at a time, where all are read or rewritten."""
+INDEXED_ROWS: Final = 10_000
+"""With fewer rows, finding some by their key is as fast without an index of the keys."""
 
 _MANIFEST: Final = "manifest.json"
 _IMAGES: Final = "images.lance"
@@ -175,6 +184,43 @@ class StoreStats:
     """On disk, old versions included."""
     tokens_bytes: int
     total_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizeReport:
+    orphans: int
+    """Tokens without a row, removed."""
+    bytes_before: int
+    bytes_after: int
+    """Both on disk. Versions younger than ``KEEP_VERSIONS`` stay for those who read them, so a run just after another
+    may leave more than there was."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fragment:
+    """Rows that lie in one file."""
+
+    folder: Path
+    file: str
+    """Its name in the index."""
+    columns: Sequence[str]
+    row_bytes: int
+    fragment: Any
+
+    @property
+    def rows(self) -> int:
+        return int(self.fragment.count_rows())
+
+    def batches(self) -> Iterator[Any]:
+        """Arrow's record batches of about ``BATCH_BYTES`` or less.
+
+        Raises:
+            IndexCorruptedError: the file is gone, or is not what was written.
+        """
+        rows = max(1, min(65_536, BATCH_BYTES // self.row_bytes))
+        batches = self.fragment.to_batches(columns=list(self.columns), batch_size=rows, batch_readahead=1)
+        while (batch := _or_corrupted(self.folder, lambda: next(batches, None))) is not None:
+            yield batch
 
 
 class IndexStore:
@@ -302,14 +348,17 @@ class IndexStore:
         """[n, K, D]: the summary tokens of these pictures, in the order of ``ids``.
 
         Raises:
-            IndexCorruptedError: there are none for one of them.
+            IndexCorruptedError: there are none for one of them, or their checksum does not match.
         """
         k, d = self.manifest.num_summary_tokens, self.manifest.token_dim
         wanted = list(dict.fromkeys(ids))
         payloads: dict[str, bytes] = {}
         for chunk in _chunks(wanted):
-            table = self._scan(self._tokens, columns=["id", "payload"], filter=_is_in("id", chunk))
-            payloads.update(zip(table.column("id").to_pylist(), table.column("payload").to_pylist(), strict=True))
+            table = self._scan(self._tokens, columns=["id", "payload", "checksum"], filter=_is_in("id", chunk))
+            for id_, payload, checksum in zip(*(column.to_pylist() for column in table.columns), strict=True):
+                if zlib.crc32(payload) != checksum:
+                    raise _corrupted(self.path, f"the summary tokens of the picture {id_} are not what was written")
+                payloads[id_] = payload
         if missing := [id_ for id_ in wanted if id_ not in payloads]:
             raise _corrupted(self.path, f"there are no summary tokens for the picture {missing[0]}")
         raw = np.frombuffer(b"".join(payloads[id_] for id_ in ids), np.uint8)
@@ -341,6 +390,22 @@ class IndexStore:
             tokens_bytes=_bytes_below(self.path / _TOKENS),
             total_bytes=_bytes_below(self.path),
         )
+
+    def image_fragments(self, columns: Sequence[str]) -> Iterator[Fragment]:
+        """The latest version of images.lance, piece by piece."""
+        return self._fragments(self._images, _IMAGES, columns, 2 * self.manifest.embedding_dim)
+
+    def token_fragments(self, columns: Sequence[str]) -> Iterator[Fragment]:
+        """The latest version of tokens.lance, piece by piece."""
+        return self._fragments(self._tokens, _TOKENS, columns, self._payload_bytes)
+
+    def decode(self, payload: Bytes) -> Float32:
+        """[n, payload bytes] -> [n, K, D].
+
+        Raises:
+            IndexCorruptedError: no encoder wrote that.
+        """
+        return self._codec.decode(payload, k=self.manifest.num_summary_tokens, d=self.manifest.token_dim)
 
     # ---- writing
 
@@ -375,19 +440,77 @@ class IndexStore:
         Raises:
             IndexWriteError: some of it could not be done; the index is whole, only larger than it need be.
         """
-        used = set(self._scan(self._images, columns=["id"]).column("id").to_pylist())
-        stored = self._scan(self._tokens, columns=["id"]).column("id").to_pylist()
-        payload_bytes = self._tokens.schema.field("payload").type.byte_width
+        self._sweep()
 
         def write() -> None:
-            for chunk in _chunks([id_ for id_ in stored if id_ not in used]):
-                _delete(self._tokens, _is_in("id", chunk))
-            _compact(self._images, IMAGE_ROWS_PER_FRAGMENT)
-            _compact(self._tokens, max(1, TOKEN_BYTES_PER_FRAGMENT // payload_bytes))
+            for dataset, rows_per_fragment, row_bytes in self._datasets():
+                if _is_scattered(dataset, rows_per_fragment):
+                    _compact(dataset, rows_per_fragment, row_bytes)
+                _drop_old_versions(dataset)
 
         _or_write_error(self.path, write)
 
+    def optimize(self) -> OptimizeReport:
+        """Everything that makes an index smaller and faster: as :meth:`tidy`, but merging all that can be merged;
+        indexes of the keys, made or brought up to date; and what killed processes left removed. Readers go on reading.
+
+        Memory: 8 bytes for each row, and ``BATCH_BYTES`` at a time of what is rewritten.
+
+        Raises:
+            IndexWriteError: some of it could not be done; the index is whole, only larger than it need be.
+        """
+        before = _bytes_below(self.path)
+        orphans = self._sweep()
+
+        def write() -> None:
+            for dataset, rows_per_fragment, row_bytes in self._datasets():
+                _compact(dataset, rows_per_fragment, row_bytes)
+                for key in ("uri", "id"):
+                    if key in dataset.schema.names:
+                        _index_key(dataset, key)
+                dataset.optimize.optimize_indices()
+                # nobody else writes (``writing``), so what no version knows of is a dead process's
+                _drop_old_versions(dataset, unverified=True)
+            for path in self.path.glob("*.tmp"):
+                path.unlink()
+
+        _or_write_error(self.path, write)
+        return OptimizeReport(orphans=orphans, bytes_before=before, bytes_after=_bytes_below(self.path))
+
+    def _sweep(self) -> int:
+        """Delete tokens that no row needs; how many there were."""
+        used = [
+            keys_of(batch.column("id")) for fragment in self.image_fragments(["id"]) for batch in fragment.batches()
+        ]
+        in_use = np.unique(np.concatenate([*used, np.zeros(0, np.uint64)]))
+        orphans: list[str] = []
+        for fragment in self.token_fragments(["id"]):
+            for batch in fragment.batches():
+                unused = ~np.isin(keys_of(batch.column("id")), in_use)
+                orphans += batch.column("id").filter(pa.array(unused)).to_pylist()
+        for chunk in _chunks(orphans):
+            _or_write_error(self.path, partial(_delete, self._tokens, _is_in("id", chunk)))
+        return len(orphans)
+
+    def _datasets(self) -> list[tuple[Any, int, int]]:
+        """Each with the rows of a full fragment, and the bytes of a row's largest column."""
+        tokens_per_fragment = max(1, TOKEN_BYTES_PER_FRAGMENT // self._payload_bytes)
+        return [
+            (self._images, IMAGE_ROWS_PER_FRAGMENT, 2 * self.manifest.embedding_dim),
+            (self._tokens, tokens_per_fragment, self._payload_bytes),
+        ]
+
     # ---- helpers
+
+    @property
+    def _payload_bytes(self) -> int:
+        return self._codec.payload_bytes(self.manifest.num_summary_tokens, self.manifest.token_dim)
+
+    def _fragments(self, dataset: Any, name: str, columns: Sequence[str], row_bytes: int) -> Iterator[Fragment]:
+        _or_corrupted(self.path, dataset.checkout_latest)
+        for fragment in _or_corrupted(self.path, dataset.get_fragments):
+            file = f"{name}/data/{fragment.data_files()[0].path}"
+            yield Fragment(folder=self.path, file=file, columns=columns, row_bytes=row_bytes, fragment=fragment)
 
     def _scan(self, dataset: Any, *, columns: list[str] | None = None, filter: str | None = None) -> Any:
         def read() -> Any:
@@ -509,14 +632,24 @@ def _images_schema(embedding_dim: int) -> Any:
             pa.field("status", pa.string(), nullable=False),
             pa.field("error", pa.string()),
             pa.field("embedding", pa.list_(pa.float16(), embedding_dim)),
+            pa.field("checksum", pa.uint32()),
         ]
     )
 
 
 def _tokens_schema(payload_bytes: int) -> Any:
     return pa.schema(
-        [pa.field("id", pa.string(), nullable=False), pa.field("payload", pa.binary(payload_bytes), nullable=False)]
+        [
+            pa.field("id", pa.string(), nullable=False),
+            pa.field("payload", pa.binary(payload_bytes), nullable=False),
+            pa.field("checksum", pa.uint32(), nullable=False),
+        ]
     )
+
+
+def checksums(rows: npt.NDArray[Any]) -> npt.NDArray[np.uint32]:
+    """[n]: the CRC-32 of the bytes of each of n rows."""
+    return np.array([zlib.crc32(row) for row in np.ascontiguousarray(rows)], np.uint32)
 
 
 def _images_table(rows: Sequence[ImageRow], embedding_dim: int) -> Any:
@@ -528,9 +661,10 @@ def _images_table(rows: Sequence[ImageRow], embedding_dim: int) -> Any:
         if row.embedding is not None:
             matrix[i] = row.embedding
     missing = pa.array([row.embedding is None for row in rows])
-    *plain, _ = schema  # all but the embedding
+    *plain, _, _ = schema  # all but the embedding and its checksum
     columns = [pa.array([getattr(row, field.name) for row in rows], field.type) for field in plain]
     columns.append(pa.FixedSizeListArray.from_arrays(pa.array(matrix.ravel()), embedding_dim, mask=missing))
+    columns.append(pa.array(checksums(matrix), mask=missing.to_numpy(zero_copy_only=False)))
     return pa.table(columns, schema=schema)
 
 
@@ -539,7 +673,7 @@ def _tokens_table(ids: Sequence[str], payload: npt.NDArray[np.uint8]) -> Any:
     schema = _tokens_schema(payload.shape[1])
     buffers = [None, pa.py_buffer(np.ascontiguousarray(payload))]
     cells = pa.FixedSizeBinaryArray.from_buffers(schema.field("payload").type, len(ids), buffers)
-    return pa.table([pa.array(ids, pa.string()), cells], schema=schema)
+    return pa.table([pa.array(ids, pa.string()), cells, pa.array(checksums(payload))], schema=schema)
 
 
 def _embedding_matrix(column: Any, embedding_dim: int) -> Float16 | None:
@@ -551,7 +685,7 @@ def _embedding_matrix(column: Any, embedding_dim: int) -> Float16 | None:
     return matrix
 
 
-# The four ways of writing to a dataset: each is one atomic commit.
+# The ways of writing to a dataset: each is one atomic commit.
 
 
 def _insert_new(dataset: Any, table: Any) -> None:
@@ -569,14 +703,30 @@ def _delete(dataset: Any, condition: str) -> None:
     dataset.delete(condition)
 
 
-def _compact(dataset: Any, rows_per_fragment: int) -> None:
+def _is_scattered(dataset: Any, rows_per_fragment: int) -> bool:
     dataset.checkout_latest()
     fragments = dataset.get_fragments()
     small = sum(f.physical_rows < rows_per_fragment for f in fragments)
     deleted = sum(f.num_deletions for f in fragments)
-    if small > SMALL_FRAGMENTS or deleted * 10 > sum(f.physical_rows for f in fragments):
-        dataset.optimize.compact_files(target_rows_per_fragment=rows_per_fragment)
-    dataset.cleanup_old_versions(older_than=KEEP_VERSIONS)
+    return small > SMALL_FRAGMENTS or deleted * 10 > sum(f.physical_rows for f in fragments)
+
+
+def _compact(dataset: Any, rows_per_fragment: int, row_bytes: int) -> None:
+    dataset.checkout_latest()
+    batch = max(1, min(rows_per_fragment, BATCH_BYTES // row_bytes))
+    dataset.optimize.compact_files(target_rows_per_fragment=rows_per_fragment, batch_size=batch)
+
+
+def _index_key(dataset: Any, column: str) -> None:
+    """An index of the values of ``column``, where there is none and enough rows."""
+    dataset.checkout_latest()
+    if dataset.count_rows() >= INDEXED_ROWS and not any(column in i.field_names for i in dataset.describe_indices()):
+        dataset.create_scalar_index(column, "BTREE")
+
+
+def _drop_old_versions(dataset: Any, *, unverified: bool = False) -> None:
+    dataset.checkout_latest()
+    dataset.cleanup_old_versions(older_than=KEEP_VERSIONS, delete_unverified=unverified)
 
 
 def _write_atomically(path: Path, content: bytes) -> None:

@@ -21,7 +21,7 @@ from typing import Annotated, NoReturn
 import typer
 from typer.main import get_command
 
-from fwd2bot_cli import ask, dedup, demo, evaluate, index, info, search, train
+from fwd2bot_cli import ask, dedup, demo, evaluate, index, info, optimize, search, train, verify
 from fwd2bot_cli.options import Debug, Quiet
 from fwd2bot_cli.session import Session
 from fwd2bot_index.errors import Fwd2BotError, InputError
@@ -43,6 +43,8 @@ app.command("search")(search.search)
 app.command("ask")(ask.ask)
 app.command("dedup")(dedup.dedup)
 app.command("info")(info.info)
+app.command("verify")(verify.verify)
+app.command("optimize")(optimize.optimize)
 app.command("train")(train.train)
 app.command("eval")(evaluate.evaluate)
 app.command("demo")(demo.demo)
