@@ -1,0 +1,304 @@
+"""Accidents while indexing: after each, verification passes, no row is lost, doubled or half-written, and the next run
+makes the index what it should be."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fakes import FakeModel
+from pictures import plain, write
+
+from fwd2bot_index import store as store_module
+from fwd2bot_index.decoding import content_id
+from fwd2bot_index.errors import IndexBusyError, IndexWriteError
+from fwd2bot_index.indexing import Progress, index_images
+from fwd2bot_index.store import IndexStore
+from fwd2bot_index.types import IndexReport
+from fwd2bot_index.verifying import verify
+
+KILLS = 50
+
+
+class Place:
+    """A folder of pictures of one colour each, and their index. Every colour is used once, so that tokens and
+    embeddings tell which picture they are of."""
+
+    def __init__(self, root: Path) -> None:
+        self.photos, self.index_folder = root / "photos", root / "index"
+        self.photos.mkdir()
+        self._colours = 0
+        self.colour_of: dict[str, tuple[int, int, int]] = {}
+        """By content id, of all pictures that ever were."""
+
+    def draw(self, name: str) -> None:
+        self._colours += 1
+        colour = (self._colours % 16 * 16, self._colours // 16 % 16 * 16, self._colours // 256 * 16 + 8)
+        data = plain(colour)
+        write(self.photos, {name: data})
+        self.colour_of[content_id(data)] = colour
+
+    def on_disk(self) -> dict[str, str]:
+        return {str(path): content_id(path.read_bytes()) for path in self.photos.rglob("*.png")}
+
+    def index(self, **options: object) -> IndexReport:
+        return index_images([self.photos], self.index_folder, FakeModel(), codec="float16", **options)  # type: ignore[arg-type]
+
+    def rows(self) -> dict[str, str]:
+        """uri -> id in the index, once all of it is known to be right."""
+        if not IndexStore.exists(self.index_folder):
+            return {}
+        store = IndexStore.open(self.index_folder)
+        found = verify(store)
+        assert found.problems == []
+        known = store.known_files()
+        rows = dict(zip(known.uri.to_pylist(), known.id.to_pylist(), strict=True))
+        assert len(rows) == len(known)
+        tokens = store.tokens(list(rows.values()))
+        for id_, token in zip(rows.values(), tokens, strict=True):
+            np.testing.assert_allclose(token[:, :3] * 255, [self.colour_of[id_]] * len(token), atol=0.5)
+        return rows
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    place = Place(tmp_path)
+    for i in range(12):
+        place.draw(f"{i}.png")
+    return place
+
+
+# ---- kill -9
+
+RUN = """
+import sys, time
+sys.path[:0] = {path!r}
+import numpy as np
+from PIL import Image
+from fwd2bot_index.indexing import index_images
+from fwd2bot_index.types import ModelIdentity
+
+class Array(np.ndarray):
+    # what is asked of a tensor, without a second of importing torch
+    float = cpu = lambda self: self
+    numpy = lambda self: np.asarray(self)
+
+class Summary:
+    def __init__(self, tokens, embedding):
+        self.tokens, self.embedding = tokens.view(Array), embedding.view(Array)
+
+class Model:
+    name, revision, fingerprint, mode = "fake", None, "fake-1", "trained"
+    num_summary_tokens, token_dim, embedding_dim, decode_side = 4, 8, 3, None
+    generate = embed_text = loglikelihood = None
+
+    def compress(self, images):
+        time.sleep(0.01)
+        means = np.stack([np.asarray(image.convert("RGB"), np.float32).mean((0, 1)) / 255 for image in images])
+        tokens = np.zeros((len(images), 4, 8), np.float32)
+        tokens[..., :3] = means[:, None]
+        means = means + 1e-3
+        return Summary(tokens, means / np.linalg.norm(means, axis=-1, keepdims=True))
+
+print("ready", flush=True)
+index_images([{photos!r}], {index!r}, Model(), codec="float16", batch_size=2, commit_seconds=0)
+print("done", flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_kill_at_any_moment(tmp_path: Path) -> None:
+    """Pictures come, go, change and move between the runs; each run is killed, with its workers, at a random moment."""
+    place, dice = Place(tmp_path), random.Random(0)
+    code = RUN.format(path=sys.path, photos=str(place.photos), index=str(place.index_folder))
+    names = [f"{i}.png" for i in range(20)]
+    for name in names:
+        place.draw(name)
+    finished = 0
+    before: dict[str, str] = {}
+    for turn in range(KILLS):
+        for name in dice.sample(names, 3):
+            path = place.photos / name
+            what = dice.choice(["draw", "draw", "delete", "move"])
+            if what == "draw" or not path.exists():
+                place.draw(name)
+            elif what == "delete":
+                path.unlink()
+            else:
+                path.rename(place.photos / dice.choice(names))
+        with subprocess.Popen(
+            [sys.executable, "-P", "-c", code], stdout=subprocess.PIPE, text=True, start_new_session=True
+        ) as run:
+            assert run.stdout is not None
+            assert run.stdout.readline() == "ready\n"
+            time.sleep(dice.uniform(0, 0.9))
+            os.killpg(run.pid, signal.SIGKILL)
+            finished += run.stdout.read() == "done\n"
+        after, disk = place.rows(), place.on_disk()
+        for uri, id_ in before.items():
+            if disk.get(uri) == id_:
+                assert after.get(uri) == id_, f"lost in run {turn}"
+        before = after
+    assert finished < KILLS - 10, "most runs were to be killed"
+    place.index()
+    assert place.rows() == place.on_disk()
+    assert verify(IndexStore.open(place.index_folder)).orphans == 0
+
+
+# ---- disks
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EIO])
+@pytest.mark.parametrize("seam", ["_insert_new", "_upsert", "_delete", "_compact", "_drop_old_versions"])
+def test_the_disk_fails_in_the_middle(place: Place, monkeypatch: pytest.MonkeyPatch, seam: str, number: int) -> None:
+    """Full, or its permission is gone, from the second commit of a run on."""
+    place.index()
+    monkeypatch.setattr(store_module, "SMALL_FRAGMENTS", 0)
+    (place.photos / "0.png").unlink()
+    for i in range(5, 15):
+        place.draw(f"{i}.png")
+    real, calls = getattr(store_module, seam), []
+
+    def fail(*args: object, **options: object) -> None:
+        calls.append(seam)
+        if len(calls) > (seam in ("_insert_new", "_upsert")):
+            raise OSError(number, os.strerror(number))
+        real(*args, **options)
+
+    monkeypatch.setattr(store_module, seam, fail)
+    with pytest.raises(IndexWriteError, match=os.strerror(number)):
+        place.index(batch_size=2, commit_seconds=0)
+    assert calls
+    monkeypatch.setattr(store_module, seam, real)
+    rows = place.rows()
+    assert set(rows.values()) <= set(place.colour_of)
+    assert {str(place.photos / f"{i}.png") for i in range(1, 5)} <= set(rows)
+    place.index()
+    assert place.rows() == place.on_disk()
+
+
+def test_the_folder_becomes_unwritable(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As root every file may be written, so it is the folder that goes, as with a disk that is unplugged."""
+    place.index()
+    place.draw("new.png")
+    away = place.index_folder.with_name("away")
+
+    def unplug(progress: Progress) -> None:
+        if progress.phase == "compressing" and place.index_folder.exists():
+            place.index_folder.rename(away)
+            place.index_folder.write_text("a file in the way")
+
+    with pytest.raises(IndexWriteError, match="could not be written"):
+        place.index(progress=unplug)
+    place.index_folder.unlink()
+    away.rename(place.index_folder)
+    assert len(place.rows()) == 12
+    place.index()
+    assert place.rows() == place.on_disk()
+
+
+# ---- sources
+
+
+def when(phase: str, do: Callable[[], None]) -> Callable[[Progress], None]:
+    """``do`` once, at the start of a phase."""
+    done = []
+
+    def tell(progress: Progress) -> None:
+        if progress.phase == phase and not done:
+            done.append(phase)
+            do()
+
+    return tell
+
+
+def test_a_file_vanishes_before_it_is_read(place: Place) -> None:
+    place.index()
+    place.draw("new.png")
+    place.draw("5.png")
+    report = place.index(progress=when("checking", lambda: [(place.photos / n).unlink() for n in ("new.png", "5.png")]))
+    assert sorted(Path(file.uri).name for file in report.skipped) == ["5.png", "new.png"]
+    assert verify(IndexStore.open(place.index_folder)).whole
+    place.index()
+    assert place.rows() == place.on_disk()
+
+
+def test_a_file_changes_before_it_is_read(place: Place) -> None:
+    place.index()
+    place.draw("5.png")
+    place.index(progress=when("checking", lambda: place.draw("5.png")))
+    assert place.rows()[str(place.photos / "5.png")] in place.colour_of
+    place.index()
+    assert place.rows() == place.on_disk()
+
+
+def test_a_file_is_half_written_when_it_is_read(place: Place) -> None:
+    place.index()
+    path = place.photos / "5.png"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    report = place.index()
+    assert [Path(file.uri).name for file in report.skipped] == ["5.png"]
+    path.write_bytes(whole)
+    os.utime(path, ns=(1, 1))
+    place.index()
+    assert place.rows() == place.on_disk()
+
+
+# ---- processes and clocks
+
+
+def test_two_runs_at_once(place: Place) -> None:
+    """One of them is told so at once, and nothing is done twice."""
+    results: list[object] = []
+    inside, over = threading.Event(), threading.Event()
+
+    def hold(progress: Progress) -> None:
+        if progress.phase == "compressing":
+            inside.set()
+            assert over.wait(60)
+
+    first = threading.Thread(target=lambda: results.append(place.index(progress=hold)))
+    first.start()
+    try:
+        assert inside.wait(60)
+        with pytest.raises(IndexBusyError, match="Another process"):
+            place.index()
+    finally:
+        over.set()
+        first.join()
+    [report] = results
+    assert isinstance(report, IndexReport)
+    assert report.added == 12
+    assert place.rows() == place.on_disk()
+
+
+@pytest.mark.parametrize("years", [-10, 10])
+def test_the_clock_is_wrong(place: Place, monkeypatch: pytest.MonkeyPatch, years: int) -> None:
+    """It went back between two runs, or ran ahead: files are told apart by size and time, not by which is later."""
+    place.index()
+    shift = years * 365 * 86_400
+    now = time.time
+    monkeypatch.setattr(time, "time", lambda: now() + shift)
+    monkeypatch.setattr(time, "time_ns", lambda: int((now() + shift) * 1e9))
+    place.draw("5.png")
+    place.draw("new.png")
+    for name in ("5.png", "new.png", "6.png"):
+        os.utime(place.photos / name, (now() + shift, now() + shift))
+    report = place.index()
+    assert (report.added, report.updated, report.unchanged) == (1, 1, 11)
+    assert place.rows() == place.on_disk()
+    monkeypatch.undo()
+    assert place.index().unchanged == 13
+    IndexStore.open(place.index_folder).optimize()
+    assert place.rows() == place.on_disk()
