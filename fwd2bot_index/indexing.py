@@ -14,7 +14,8 @@ Notable choices:
 
 - The model is loaded when the first file needs it, while the decoders start.
 - What is done is committed every ``commit_seconds``, at Ctrl-C, and at the end; the next run continues from there.
-  Where a codec has to be fitted, the first commit waits for the pictures that it should be fitted to.
+  Where a codec has to be fitted, the first commit waits for the pictures that it should be fitted to, and what is
+  computed until then is kept beside the index (:mod:`fwd2bot_index.first_pictures`).
 - A new index is made on disk with the first picture that could be compressed: a run that fails leaves nothing behind.
 - The first pictures of a new index are spread over all that was found, where the codec is fitted to them.
 - A file that was never read (no permission, say) is tried in every run, for nothing about it need change to cure it.
@@ -42,6 +43,7 @@ from fwd2bot_index.config import DEFAULT_CODEC, Manifest
 from fwd2bot_index.decode_pool import Decoded, DecodePool
 from fwd2bot_index.decoding import MAX_SIDE, content_id, read_file
 from fwd2bot_index.errors import ImageError, IndexMismatchError, IndexWriteError, InputError, ModelError
+from fwd2bot_index.first_pictures import Computed, FirstPictures, forget_first_pictures
 from fwd2bot_index.listing import FoundFile, list_files
 from fwd2bot_index.patterns import Patterns
 from fwd2bot_index.payloads import Float32
@@ -97,7 +99,7 @@ def index_images(
         workers: processes that decode. None: half the processors.
         max_side: pictures are reduced to this longest side, in pixels, or to the model's ``decode_side`` if it has one
             and that is less; the model's preprocessing resizes further.
-        commit_seconds: at most this much work is lost in a crash, once the first commit is made.
+        commit_seconds: at most this much work is lost in a crash.
         include, exclude: which files below the folders are wanted (see :mod:`fwd2bot_index.patterns`); the others are
             dropped from the index.
         settle_seconds: new and changed files with a time within this of now may still be being written: they are left
@@ -213,7 +215,10 @@ class _Run:
             self._create_store,
             commit_seconds=commit_seconds,
             first=FIT_SAMPLE if is_fitted(codec) else 1,
+            keep_first=self._keep_first,
         )
+        self._computed: Computed = {}
+        """By a run that was killed before its first commit."""
         self._files: dict[str, FoundFile] = {}
         self._begun: set[str] = set()
         """Ids of the pictures that were given to the model in this run."""
@@ -240,6 +245,8 @@ class _Run:
         self._buffer.commit()
         if changes is None:
             return IndexReport(interrupted=True, seconds=time.perf_counter() - self._started)
+        if self._buffer.store is not None:
+            forget_first_pictures(self.folder)
         if not interrupted:
             self._settle(changes)
         return self._report(changes, interrupted=interrupted)
@@ -268,6 +275,8 @@ class _Run:
         with DecodePool(self._workers, ahead=2 * self._batch_size) as pool:
             self._tell("loading")
             model = self._model.load()
+            if self._buffer.store is None:
+                self._computed = self._first_pictures().load()
             max_side = self._max_side if model.decode_side is None else min(self._max_side, model.decode_side)
             self._tell("compressing")
             batch: list[Decoded] = []
@@ -276,6 +285,10 @@ class _Run:
                     self._skip(outcome.uri, outcome.id, outcome.reason)
                 elif outcome.id in changes.known_ids or outcome.id in self._begun:
                     self._copy(outcome.uri, outcome.id)
+                elif outcome.id in self._computed:
+                    self._begun.add(outcome.id)
+                    tokens, embedding = self._computed.pop(outcome.id)
+                    self._keep([outcome], tokens[None], embedding[None])
                 else:
                     self._begun.add(outcome.id)
                     batch.append(outcome)
@@ -468,6 +481,17 @@ class _Run:
             created=datetime.now(UTC).isoformat(timespec="seconds"),
         )
         return IndexStore.create(self.folder, manifest, fit_codec(self._codec, first))
+
+    def _first_pictures(self) -> FirstPictures:
+        return FirstPictures(self.folder, self._model.identity.fingerprint)
+
+    def _keep_first(self, rows: Sequence[ImageRow], tokens: dict[str, Float32]) -> None:
+        try:
+            self._first_pictures().save(rows, tokens)
+        except OSError as e:
+            raise IndexWriteError(
+                f"The index in {self.folder} could not be written: {e.strerror or e}. Nothing is in it yet."
+            ) from e
 
     def _nothing_usable(self) -> str:
         outcomes = self._buffer.outcomes

@@ -8,6 +8,7 @@
       images.lance    one row per file: uri (the key), id, size, mtime_ns, width, height, status, error, embedding,
                       checksum
       tokens.lance    one row per picture: id (the key), payload, checksum
+      first.safetensors   only until the first commit: what was computed before there was an index to put it into
       .lock           held by the process that writes
 
 Notable choices:
@@ -90,7 +91,11 @@ _IMAGES: Final = "images.lance"
 _TOKENS: Final = "tokens.lance"
 _FIT: Final = "codec.safetensors"
 _LOCK: Final = ".lock"
-_OWN_NAMES: Final = frozenset({_MANIFEST, _MANIFEST + ".tmp", _FIT, _FIT + ".tmp", _IMAGES, _TOKENS, _LOCK})
+FIRST: Final = "first.safetensors"
+"""See :mod:`fwd2bot_index.first_pictures`."""
+_OWN_NAMES: Final = frozenset(
+    {_IMAGES, _TOKENS, _LOCK, *(name + end for name in (_MANIFEST, _FIT, FIRST) for end in ("", ".tmp"))}
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -270,8 +275,8 @@ class IndexStore:
             if fit is None:
                 (folder / _FIT).unlink(missing_ok=True)
             else:
-                _write_atomically(folder / _FIT, fit)
-            _write_atomically(folder / _MANIFEST, manifest.to_json().encode())
+                write_atomically(folder / _FIT, fit)
+            write_atomically(folder / _MANIFEST, manifest.to_json().encode())
 
         try:
             _or_write_error(folder, write)
@@ -729,7 +734,7 @@ def _drop_old_versions(dataset: Any, *, unverified: bool = False) -> None:
     dataset.cleanup_old_versions(older_than=KEEP_VERSIONS, delete_unverified=unverified)
 
 
-def _write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes) -> None:
     """Either the old content or the new, whole, even after a power cut."""
     temporary = path.with_name(path.name + ".tmp")
     with open(temporary, "wb") as f:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -48,6 +48,7 @@ class WriteBuffer:
         *,
         commit_seconds: float,
         first: int = 1,
+        keep_first: Callable[[Sequence[ImageRow], dict[str, Float32]], None] = lambda rows, tokens: None,
     ) -> None:
         """
         Args:
@@ -56,6 +57,7 @@ class WriteBuffer:
             commit_seconds: what has come together is committed after that long.
             first: how many pictures ``create`` should know. It gets fewer where that takes ``FIRST_SECONDS``, or where
                 :meth:`commit` is called before.
+            keep_first: keeps what has come together so far, while ``create`` has to wait.
         """
         self.store = store
         """None: nothing was committed, and there was no index before."""
@@ -66,6 +68,8 @@ class WriteBuffer:
         self._create = create
         self._commit_seconds = commit_seconds
         self._first = first
+        self._keep_first = keep_first
+        self._last_kept = time.perf_counter()
         self._last_commit = time.perf_counter()
         self._rows: list[ImageRow] = []
         self._tokens: dict[str, Float32] = {}
@@ -94,6 +98,9 @@ class WriteBuffer:
         """
         patience = self._commit_seconds
         if self.store is None and len(self._tokens) < self._first:
+            if self._tokens and time.perf_counter() - self._last_kept >= patience:
+                self._keep_first(self._rows, self._tokens)
+                self._last_kept = time.perf_counter()
             patience = max(patience, FIRST_SECONDS)
         if time.perf_counter() - self._last_commit >= patience or self._waiting_bytes >= COMMIT_BYTES:
             self.commit()

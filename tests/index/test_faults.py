@@ -18,7 +18,9 @@ import numpy as np
 import pytest
 from fakes import FakeModel
 from pictures import plain, write
+from safetensors.numpy import load, save
 
+from fwd2bot_index import first_pictures
 from fwd2bot_index import store as store_module
 from fwd2bot_index.decoding import content_id
 from fwd2bot_index.errors import IndexBusyError, IndexWriteError
@@ -153,6 +155,87 @@ def test_kill_at_any_moment(tmp_path: Path) -> None:
     place.index()
     assert place.rows() == place.on_disk()
     assert verify(IndexStore.open(place.index_folder)).orphans == 0
+
+
+class Killed(BaseException):
+    """Nothing catches it, as nothing catches a signal 9."""
+
+
+def kill_after(count: int) -> Callable[[Progress], None]:
+    def tell(progress: Progress) -> None:
+        if progress.phase == "compressing" and progress.done >= count:
+            raise Killed
+
+    return tell
+
+
+def first_run(place: Place, model: FakeModel, **options: object) -> IndexReport:
+    """With a codec that waits for 256 pictures before it makes an index."""
+    return index_images([place.photos], place.index_folder, model, batch_size=1, commit_seconds=0, **options)  # type: ignore[arg-type]
+
+
+def test_killed_before_there_is_an_index(place: Place) -> None:
+    other_folder = place.photos.parent / "other"
+    other_folder.mkdir()
+    undisturbed = Place(other_folder)
+    for i in range(12):
+        undisturbed.draw(f"{i}.png")
+    first_run(undisturbed, FakeModel())
+    for count in (4, 9):
+        with pytest.raises(Killed):
+            first_run(place, FakeModel(), progress=kill_after(count))
+        assert not IndexStore.exists(place.index_folder)
+    place.draw("0.png")  # changed meanwhile
+    model = FakeModel()
+    report = first_run(place, model)
+    assert (report.added, model.compressed) == (12, 4)
+    store = IndexStore.open(place.index_folder)
+    assert verify(store).problems == []
+    known = store.known_files()
+    assert dict(zip(known.uri.to_pylist(), known.id.to_pylist(), strict=True)) == place.on_disk()
+    assert not (place.index_folder / "first.safetensors").exists()
+    same = [id_ for id_ in known.id.to_pylist() if id_ in undisturbed.colour_of]
+    assert len(same) == 11
+    embedding = {store.embeddings().row(i)[1]: store.embeddings().embedding[i] for i in range(12)}
+    other = IndexStore.open(undisturbed.index_folder).embeddings()
+    for i in range(12):
+        if (id_ := other.row(i)[1]) in same:
+            np.testing.assert_array_equal(embedding[id_], other.embedding[i])
+
+
+@pytest.mark.parametrize("what", ["other model", "truncated", "not finite", "empty", "too large"])
+def test_first_pictures_of_no_use(place: Place, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    with pytest.raises(Killed):
+        first_run(place, FakeModel(), progress=kill_after(6))
+    path = place.index_folder / "first.safetensors"
+    model = FakeModel()
+    if what == "other model":
+        model.fingerprint = "fake-2"
+    elif what == "truncated":
+        os.truncate(path, path.stat().st_size - 8)
+    elif what == "not finite":
+        content = load(path.read_bytes())
+        content["tokens"][2, 1, 0] = np.nan
+        path.write_bytes(save(content))
+    elif what == "empty":
+        path.write_bytes(b"")
+    else:
+        monkeypatch.setattr(first_pictures, "LARGEST", 100)
+    first_run(place, model)
+    assert model.compressed == 12
+    assert verify(IndexStore.open(place.index_folder)).problems == []
+    assert not path.exists()
+
+
+def test_no_room_for_the_first_pictures(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_space(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(first_pictures, "write_atomically", no_space)
+    with pytest.raises(IndexWriteError, match="No space left"):
+        first_run(place, FakeModel())
+    monkeypatch.undo()
+    assert first_run(place, FakeModel()).added == 12
 
 
 # ---- disks

@@ -452,7 +452,7 @@ def test_creation_on_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pyt
     def no_space(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(store_module, "_write_atomically", no_space)
+    monkeypatch.setattr(store_module, "write_atomically", no_space)
     with pytest.raises(IndexWriteError, match="No space left on device"):
         IndexStore.create(tmp_path / "index", MANIFEST)
     assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,75 @@
+"""What was computed before there is an index to put it into.
+
+A fitted codec is chosen once, from some hundred pictures, and with a slow model those take minutes. Until then their
+tokens and embeddings lie in one file in the folder of the index, written anew now and then, so that a run that is
+killed costs no more work than later, when there are commits. It is no part of an index: whoever finds it damaged, or of
+another model, does without.
+
+Numpy only. Shapes: n pictures, K summary tokens, D hidden size, E embedding size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import safetensors
+from safetensors.numpy import load, save
+
+from fwd2bot_index.payloads import Float32
+from fwd2bot_index.store import FIRST, ImageRow, write_atomically
+
+LARGEST: Final = 2**30
+"""Bytes. More than was ever written is not read."""
+
+Computed: TypeAlias = dict[str, tuple[Float32, Float32]]
+"""id -> tokens [K, D] and embedding [E]."""
+
+
+class FirstPictures:
+    """The file of one index, for one model."""
+
+    def __init__(self, folder: Path, fingerprint: str) -> None:
+        self._path = folder / FIRST
+        self._fingerprint = np.frombuffer(fingerprint.encode(), np.uint8)
+
+    def save(self, rows: Sequence[ImageRow], tokens: dict[str, Float32]) -> None:
+        """All of them, in place of what was there.
+
+        Raises:
+            OSError: it could not be written; what was there still is.
+        """
+        embeddings = {row.id: row.embedding for row in rows if row.embedding is not None}
+        content: dict[str, npt.NDArray[Any]] = {
+            "fingerprint": self._fingerprint,
+            "id": np.frombuffer(bytes.fromhex("".join(tokens)), np.uint8).reshape(len(tokens), -1),
+            "tokens": np.stack(list(tokens.values())),
+            "embedding": np.stack([embeddings[id_] for id_ in tokens]).astype(np.float32),
+        }
+        write_atomically(self._path, save(content))
+
+    def load(self) -> Computed:
+        """What an earlier run of the same model computed; nothing where the file is of no use."""
+        try:
+            if self._path.stat().st_size > LARGEST:
+                return {}
+            content = load(self._path.read_bytes())
+            ids, tokens, embedding = (content[name] for name in ("id", "tokens", "embedding"))
+            same = np.array_equal(content["fingerprint"], self._fingerprint)
+        except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError):
+            return {}
+        if not same or not len(ids) == len(tokens) == len(embedding) or (tokens.ndim, embedding.ndim) != (3, 2):
+            return {}
+        if not (np.isfinite(tokens).all() and np.isfinite(embedding).all()):
+            return {}
+        return {bytes(id_).hex(): (tokens[i], embedding[i]) for i, id_ in enumerate(ids)}
+
+
+def forget_first_pictures(folder: Path) -> None:
+    """They are in the index now."""
+    with suppress(OSError):
+        (folder / FIRST).unlink(missing_ok=True)
