@@ -45,6 +45,7 @@ from fwd2bot_index.decoding import MAX_SIDE, content_id, read_file
 from fwd2bot_index.errors import ImageError, IndexMismatchError, IndexWriteError, InputError, ModelError
 from fwd2bot_index.first_pictures import Computed, FirstPictures, forget_first_pictures
 from fwd2bot_index.listing import FoundFile, list_files
+from fwd2bot_index.metadata import Joined, Metadata, join, read_metadata
 from fwd2bot_index.patterns import Patterns
 from fwd2bot_index.payloads import Float32
 from fwd2bot_index.store import ImageRow, IndexStore, KnownFiles, local_folder, writing
@@ -83,6 +84,7 @@ def index_images(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     settle_seconds: float = 0.0,
+    metadata: str | Path | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> IndexReport:
     """Bring the index up to date with the files under ``paths``; what it knows of other places stays.
@@ -104,11 +106,14 @@ def index_images(
             dropped from the index.
         settle_seconds: new and changed files with a time within this of now may still be being written: they are left
             for a later run.
+        metadata: a table whose columns are joined to the files that it names (see :mod:`fwd2bot_index.metadata`). Files
+            that it does not name keep what they have.
         progress: called after every batch and at the start of every phase.
 
     Raises:
         InputError: a path does not exist, there is no picture that could be used (NothingToIndexError where none was
-            even found), or a pattern makes no sense; nothing was changed.
+            even found), a pattern makes no sense, or the table of metadata cannot be used: nothing was changed. Or
+            it names no file of the index: then only that is missing.
         IndexMismatchError: the index was made by another model or codec.
         IndexCorruptedError, IndexWriteError: the index cannot be read or written (IndexBusyError: for another process
             is writing).
@@ -131,6 +136,7 @@ def index_images(
         commit_seconds=commit_seconds,
         patterns=patterns,
         settle_seconds=settle_seconds,
+        metadata=None if metadata is None else read_metadata(metadata),
         progress=progress or (lambda _: None),
     )
     try:
@@ -194,6 +200,7 @@ class _Run:
         commit_seconds: float,
         patterns: Patterns,
         settle_seconds: float,
+        metadata: Metadata | None,
         progress: Callable[[Progress], None],
     ) -> None:
         self.folder = folder
@@ -204,12 +211,17 @@ class _Run:
         self._max_side = max_side
         self._patterns = patterns
         self._settle_seconds = settle_seconds
+        self._metadata = metadata
+        self._joined: Joined | None = None
+        self._described = 0
         self._progress = progress
         self._started = time.perf_counter()
         self._model_seconds = 0.0
         store = IndexStore.open(folder) if IndexStore.exists(folder) else None
         if store is not None:
             self._check_same(store.manifest)
+            if metadata is not None:
+                store.fitting(metadata.columns)
         self._buffer = WriteBuffer(
             store,
             self._create_store,
@@ -249,6 +261,7 @@ class _Run:
             forget_first_pictures(self.folder)
         if not interrupted:
             self._settle(changes)
+            self._describe(paths)
         return self._report(changes, interrupted=interrupted)
 
     # ---- the phases
@@ -384,6 +397,15 @@ class _Run:
         if gone or changes.archives or self._buffer.outcomes:
             store.tidy()
 
+    def _describe(self, paths: Sequence[str | Path]) -> None:
+        """Join the metadata."""
+        store = self._buffer.store
+        if self._metadata is None or store is None:
+            return
+        folders = [path if os.path.isdir(path) else Path(path).parent for path in paths]
+        self._joined = join(self._metadata, store.known_files().uri, folders)
+        self._described = store.set_columns(self._joined.uris, self._joined.columns)
+
     def _report(self, changes: Changes, *, interrupted: bool) -> IndexReport:
         before = changes.before
         gone = Counter(before[uri] for uri in changes.gone if before[uri] is not None)
@@ -407,6 +429,8 @@ class _Run:
             unchanged=changes.unchanged + counts["unchanged"],
             skipped=tuple(sorted(skipped, key=lambda file: file.uri)),
             waiting=changes.waiting,
+            described=self._described,
+            unmatched=tuple(self._joined.unmatched) if self._joined is not None else (),
             interrupted=interrupted,
             seconds=time.perf_counter() - self._started,
             loading_seconds=self._model.loading_seconds,

@@ -17,7 +17,7 @@ import os
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import numpy as np
 
@@ -214,6 +214,10 @@ class Index:
             IndexCorruptedError: they are not there.
         """
         return self._store.tokens([hit.id for hit in hits])
+
+    def metadata(self, hits: Sequence[Hit]) -> list[dict[str, Any]]:
+        """What the columns of ``fwd2bot index --metadata`` say of each of these hits."""
+        return self._store.user_values([hit.uri for hit in hits])
 
     def ask(self, question: str, hits: Sequence[Hit], *, max_new_tokens: int = 32) -> list[Answer]:
         """One answer about each hit, from its stored tokens only.

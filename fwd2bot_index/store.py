@@ -6,7 +6,7 @@
       manifest.json   the model, K, D, E and the codec; written last when an index is created
       codec.safetensors   what a fitted codec learned from the first pictures; the manifest has its checksum
       images.lance    one row per file: uri (the key), id, size, mtime_ns, width, height, status, error, embedding,
-                      checksum
+                      checksum; and the user's own columns
       tokens.lance    one row per picture: id (the key), payload, checksum
       first.safetensors   only until the first commit: what was computed before there was an index to put it into
       .lock           held by the process that writes
@@ -412,7 +412,65 @@ class IndexStore:
         """
         return self._codec.decode(payload, k=self.manifest.num_summary_tokens, d=self.manifest.token_dim)
 
+    def user_columns(self) -> dict[str, Any]:
+        """Name -> Arrow's type of each column that is not the index's own."""
+        _or_corrupted(self.path, self._images.checkout_latest)
+        return {field.name: field.type for field in self._images.schema if field.name not in OWN_COLUMNS}
+
+    def user_values(self, uris: Sequence[str]) -> list[dict[str, Any]]:
+        """What the user's own columns say of each of these files; None where they say nothing."""
+        names = list(self.user_columns())
+        found: dict[str, dict[str, Any]] = {}
+        for chunk in _chunks(list(dict.fromkeys(uris))) if names else ():
+            table = self._scan(self._images, columns=["uri", *names], filter=_is_in("uri", chunk))
+            for values in table.to_pylist():
+                found[values.pop("uri")] = values
+        return [found.get(uri, dict.fromkeys(names)) for uri in uris]
+
     # ---- writing
+
+    def fitting(self, columns: Any) -> Any:
+        """A table of user columns, with the types of those that the index has already.
+
+        Raises:
+            InputError: a type does not fit.
+        """
+        existing = self.user_columns()
+        fields = [pa.field(f.name, existing.get(f.name, f.type)) for f in columns.schema]
+        for field in columns.schema:
+            try:
+                columns.column(field.name).cast(existing.get(field.name, field.type))
+            except pa.ArrowException as e:
+                raise InputError(
+                    f"The column {field.name} is {existing[field.name]} in the index and {field.type} in the new "
+                    f"table: {_reason(e)}."
+                ) from e
+        return columns.cast(pa.schema(fields))
+
+    def set_columns(self, uris: Sequence[str], columns: Any) -> int:
+        """Set user columns (an Arrow table with a row for each uri) of files in the index; other columns and files keep
+        what they have. Returns for how many files something changed: where nothing does, nothing is written.
+
+        Raises:
+            InputError: a type does not fit what the index has.
+            IndexWriteError: nothing was changed, but for new columns without values.
+        """
+        columns = self.fitting(columns)
+        if new := [field for field in columns.schema if field.name not in self.user_columns()]:
+            _or_write_error(self.path, lambda: _add_columns(self._images, pa.schema(new)))
+        now = self._scan(self._images, columns=["uri", *columns.column_names])
+        row = pc.index_in(pa.array(uris, pa.string()), value_set=now.column("uri"))
+        assert row.null_count == 0, "the files of set_columns must be in the index"
+        differs = np.zeros(len(uris), bool)
+        for name in columns.column_names:
+            old, value = now.column(name).take(row), columns.column(name)
+            same = pc.or_(pc.equal(old, value).fill_null(False), pc.and_(pc.is_null(old), pc.is_null(value)))
+            differs |= ~same.to_numpy(zero_copy_only=False).astype(bool)
+        if differs.any():
+            changed = columns.append_column(pa.field("uri", pa.string(), nullable=False), pa.array(uris, pa.string()))
+            changed = changed.filter(pa.array(differs))
+            _or_write_error(self.path, lambda: _update(self._images, changed))
+        return int(differs.sum())
 
     def commit(self, rows: Sequence[ImageRow], tokens: Mapping[str, Float32]) -> None:
         """Insert or replace the rows of these files, after the tokens ([K, D] by id) of the pictures that are new.
@@ -690,6 +748,8 @@ def _embedding_matrix(column: Any, embedding_dim: int) -> Float16 | None:
     return matrix
 
 
+OWN_COLUMNS: Final = frozenset(_images_schema(1).names)
+
 # The ways of writing to a dataset: each is one atomic commit.
 
 
@@ -701,6 +761,16 @@ def _insert_new(dataset: Any, table: Any) -> None:
 def _upsert(dataset: Any, table: Any) -> None:
     dataset.checkout_latest()
     dataset.merge_insert("uri").when_matched_update_all().when_not_matched_insert_all().execute(table)
+
+
+def _update(dataset: Any, table: Any) -> None:
+    dataset.checkout_latest()
+    dataset.merge_insert("uri").when_matched_update_all().execute(table)
+
+
+def _add_columns(dataset: Any, schema: Any) -> None:
+    dataset.checkout_latest()
+    dataset.add_columns(schema)
 
 
 def _delete(dataset: Any, condition: str) -> None:

@@ -85,6 +85,10 @@ class IndexReport:
     """All files under the paths given that could not be used, also those that an earlier run tried."""
     waiting: int = 0
     """Files that may still be being written, left for a later run."""
+    described: int = 0
+    """Files whose metadata was set or changed."""
+    unmatched: Sequence[str] = ()
+    """Names in the table of metadata that are of no file in the index."""
     interrupted: bool = False
     seconds: float = 0.0
     """Wall time of the whole run, from listing the folder to the last commit, loading the model included."""

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 EXIT_SKIPPED = 3
 EXIT_INTERRUPTED = 130
 SKIPPED_SHOWN = 10
+UNMATCHED_SHOWN = 3
 
 
 def index(
@@ -89,6 +90,14 @@ def index(
         list[str] | None,
         typer.Option(metavar="PATTERN", help="Not what matches this pattern, even if it is included; repeatable too."),
     ] = None,
+    metadata: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="A .csv, .jsonl or .parquet table whose columns are joined to the files that its column path (or "
+            "file, file_name, filename, uri, image) names, from its own folder or from one that is indexed.",
+        ),
+    ] = None,
     watch: Annotated[
         bool, typer.Option("--watch", help="Keep the index fresh until Ctrl-C; with --json, one line for each change.")
     ] = False,
@@ -132,6 +141,7 @@ def index(
         workers=workers,
         include=include or (),
         exclude=exclude or (),
+        metadata=metadata,
     )
     if watch:
         load = cache(lambda: session.models.load(choice))
@@ -160,6 +170,7 @@ def run_index(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     settle_seconds: float = 0.0,
+    metadata: Path | None = None,
     load: Callable[[], Compressor] | None = None,
 ) -> IndexReport:
     """Index with a progress bar. ``load`` replaces loading by the session, for who needs the same model afterwards."""
@@ -178,6 +189,7 @@ def run_index(
             include=include,
             exclude=exclude,
             settle_seconds=settle_seconds,
+            metadata=metadata,
             progress=progress,
         )
 
@@ -189,7 +201,7 @@ def _watch(output: Output, run: Callable[[], IndexReport], folder: Path, seconds
     skipped: Sequence[SkippedFile] | None = None
     try:
         for report in watch(run, seconds=seconds, tell=output.warning):
-            changed = report.added or report.updated or report.renamed or report.removed
+            changed = report.added or report.updated or report.renamed or report.removed or report.described
             if changed or report.skipped != skipped or report.interrupted:
                 if as_json:
                     output.data(json.dumps({"index": str(folder.absolute()), **asdict(report)}))
@@ -242,11 +254,16 @@ def _tell(output: Output, report: IndexReport, folder: Path) -> None:
         (report.unchanged, "unchanged"),
         (len(report.skipped), "skipped"),
         (report.waiting, "still being written"),
+        (report.described, "with new metadata"),
     )
     said = ", ".join(f"{count} {what}" for count, what in counts if count) or "nothing to do"
     computed = report.added + report.updated
     speed = f" ({computed / report.seconds:.1f} images/s)" if computed and report.seconds else ""
     output.message(f"{shown(folder)}: {said} in {report.seconds:.1f} s{speed}.")
+    if report.unmatched:
+        first = ", ".join(printable(name) for name in report.unmatched[:UNMATCHED_SHOWN])
+        more = ", ..." if len(report.unmatched) > UNMATCHED_SHOWN else ""
+        output.message(f"{len(report.unmatched)} names in the metadata are of no file in the index: {first}{more}")
 
 
 def _tell_skipped(output: Output, report: IndexReport) -> None:

@@ -31,6 +31,7 @@ def info(
             {
                 "index": str(store.path),
                 **asdict(manifest),
+                "columns": {name: str(kind) for name, kind in store.user_columns().items()},
                 "files": stats.files,
                 "pictures": stats.pictures,
                 "skipped": [{"path": s.uri, "reason": s.reason} for s in store.known_files().skipped()],
@@ -54,6 +55,7 @@ def info(
             ("created", printable(manifest.created)),
             ("files", f"{stats.files} indexed, {stats.skipped} skipped"),
             ("pictures", f"{stats.pictures} different"),
+            ("columns", ", ".join(f"{name} ({kind})" for name, kind in store.user_columns().items()) or "none"),
             ("tokens", size(stats.tokens_bytes)),
             ("names and embeddings", size(stats.images_bytes)),
             ("all", size(stats.total_bytes) + (f", {size(per_picture)} per picture" if per_picture else "")),

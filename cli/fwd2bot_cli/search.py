@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import asdict
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -55,7 +56,11 @@ def search(
         hits = opened.search(query, image=image, top=top)
 
     if as_json:
-        output.json({"query": query, "image": str(image) if image else None, "hits": [hit_as_dict(h) for h in hits]})
+        described = [
+            {**hit_as_dict(hit), "metadata": {name: _plain(value) for name, value in values.items()}}
+            for hit, values in zip(hits, opened.metadata(hits), strict=True)
+        ]
+        output.json({"query": query, "image": str(image) if image else None, "hits": described})
     elif paths_only or null:
         output.paths((hit.uri for hit in hits), null=null)
     else:
@@ -67,6 +72,11 @@ def search(
         title = printable(query) if query is not None else f"Pictures like {shown(image or '')}"
         write_gallery(html, title, [Section(title=f"{len(hits)} best", cards=cards)])
         output.message(f"Wrote {shown(html)}.")
+
+
+def _plain(value: object) -> object:
+    """As JSON has it: dates and times in ISO's form."""
+    return value.isoformat() if isinstance(value, date) else value
 
 
 def score(hit: Hit) -> str:

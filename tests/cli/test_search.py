@@ -37,7 +37,7 @@ def test_json_is_one_document(fwd2bot: Run, indexed: Path) -> None:
     (hit,) = document["hits"]
     assert document["query"] == "green"
     assert document["image"] is None
-    assert set(hit) == {"rank", "path", "score", "id", "width", "height"}
+    assert set(hit) == {"rank", "path", "score", "id", "width", "height", "metadata"}
     assert (hit["rank"], hit["path"]) == (1, str(indexed / "pictures" / "green.png"))
     assert (hit["width"], hit["height"]) == (32, 24)
 
