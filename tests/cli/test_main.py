@@ -16,7 +16,7 @@ from fwd2bot_cli.models import ModelChoice
 from fwd2bot_cli.session import Session
 from fwd2bot_index.types import Compressor
 
-COMMANDS = ("index", "search", "ask", "dedup", "info", "train", "eval", "demo")
+COMMANDS = ("index", "search", "ask", "dedup", "info", "verify", "optimize", "train", "eval", "demo")
 
 
 def python(code: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
