@@ -10,7 +10,6 @@ Numpy only. Shapes: n pictures, K summary tokens, D hidden size, E embedding siz
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, TypeAlias
@@ -21,7 +20,7 @@ import safetensors
 from safetensors.numpy import load, save
 
 from fwd2bot_index.payloads import Float32
-from fwd2bot_index.store import FIRST, ImageRow, write_atomically
+from fwd2bot_index.store import FIRST, write_atomically
 
 LARGEST: Final = 2**30
 """Bytes. More than was ever written is not read."""
@@ -37,18 +36,18 @@ class FirstPictures:
         self._path = folder / FIRST
         self._fingerprint = np.frombuffer(fingerprint.encode(), np.uint8)
 
-    def save(self, rows: Sequence[ImageRow], tokens: dict[str, Float32]) -> None:
-        """All of them, in place of what was there.
+    def save(self, computed: Computed) -> None:
+        """All of them, at least one, in place of what was there.
 
         Raises:
             OSError: it could not be written; what was there still is.
         """
-        embeddings = {row.id: row.embedding for row in rows if row.embedding is not None}
+        tokens, embeddings = zip(*computed.values(), strict=True)
         content: dict[str, npt.NDArray[Any]] = {
             "fingerprint": self._fingerprint,
-            "id": np.frombuffer(bytes.fromhex("".join(tokens)), np.uint8).reshape(len(tokens), -1),
-            "tokens": np.stack(list(tokens.values())),
-            "embedding": np.stack([embeddings[id_] for id_ in tokens]).astype(np.float32),
+            "id": np.frombuffer(bytes.fromhex("".join(computed)), np.uint8).reshape(len(computed), -1),
+            "tokens": np.stack(tokens),
+            "embedding": np.stack(embeddings).astype(np.float32),
         }
         write_atomically(self._path, save(content))
 

@@ -230,7 +230,7 @@ class _Run:
             keep_first=self._keep_first,
         )
         self._computed: Computed = {}
-        """By a run that was killed before its first commit."""
+        """By a run that was killed before its first commit, and not used by this one yet."""
         self._files: dict[str, FoundFile] = {}
         self._begun: set[str] = set()
         """Ids of the pictures that were given to the model in this run."""
@@ -257,9 +257,8 @@ class _Run:
         self._buffer.commit()
         if changes is None:
             return IndexReport(interrupted=True, seconds=time.perf_counter() - self._started)
-        if self._buffer.store is not None:
-            forget_first_pictures(self.folder)
         if not interrupted:
+            forget_first_pictures(self.folder)
             self._settle(changes)
             self._describe(paths)
         return self._report(changes, interrupted=interrupted)
@@ -288,8 +287,7 @@ class _Run:
         with DecodePool(self._workers, ahead=2 * self._batch_size) as pool:
             self._tell("loading")
             model = self._model.load()
-            if self._buffer.store is None:
-                self._computed = self._first_pictures().load()
+            self._computed = self._first_pictures().load()
             max_side = self._max_side if model.decode_side is None else min(self._max_side, model.decode_side)
             self._tell("compressing")
             batch: list[Decoded] = []
@@ -510,8 +508,12 @@ class _Run:
         return FirstPictures(self.folder, self._model.identity.fingerprint)
 
     def _keep_first(self, rows: Sequence[ImageRow], tokens: dict[str, Float32]) -> None:
+        computed = dict(self._computed)
+        for row in rows:
+            if row.id in tokens and row.embedding is not None:
+                computed[row.id] = tokens[row.id], row.embedding.astype(np.float32)
         try:
-            self._first_pictures().save(rows, tokens)
+            self._first_pictures().save(computed)
         except OSError as e:
             raise IndexWriteError(
                 f"The index in {self.folder} could not be written: {e.strerror or e}. Nothing is in it yet."

@@ -76,7 +76,11 @@ def read_metadata(path: str | Path) -> Metadata:
         called = f"{', '.join(KEYS[:-1])} or {KEYS[-1]}"
         raise InputError(f"{path} must name each file in one column called {called}; it {found}.")
     [key] = keys
-    names = table.column(key).cast(pa.string()).to_pylist()
+    try:
+        names = table.column(key).cast(pa.string()).to_pylist()
+    except pa.ArrowException as e:
+        kind = table.schema.field(key).type
+        raise InputError(f"The column {key} of {path} should name files; it is of the type {kind}.") from e
     for i, name in enumerate(names, start=1):
         if not name:
             raise InputError(f"Row {i} of {path} names no file in its column {key}.")
@@ -176,4 +180,9 @@ def _plain(path: Path, columns: Any) -> Any:
         if not any(is_kind(kind) for is_kind in (*kept, pa.types.is_date, pa.types.is_timestamp)):
             raise InputError(f"The column {field.name} of {path} is of the type {field.type}, which cannot be kept.")
         fields.append(pa.field(field.name, kind))
-    return columns.cast(pa.schema(fields)).combine_chunks()
+    columns = columns.cast(pa.schema(fields)).combine_chunks()
+    for i, field in enumerate(fields):
+        if pa.types.is_floating(field.type):  # not a number is nothing: it would never equal what is stored
+            values = columns.column(i)
+            columns = columns.set_column(i, field, pc.if_else(pc.is_nan(values), pa.scalar(None, field.type), values))
+    return columns

@@ -517,7 +517,8 @@ class IndexStore:
         """Everything that makes an index smaller and faster: as :meth:`tidy`, but merging all that can be merged;
         indexes of the keys, made or brought up to date; and what killed processes left removed. Readers go on reading.
 
-        Memory: 8 bytes for each row, and ``BATCH_BYTES`` at a time of what is rewritten.
+        Memory: 8 bytes for each row, the ids of what is swept, and what Lance takes to rewrite a piece, some hundred
+        MiB (docs/storage.md).
 
         Raises:
             IndexWriteError: some of it could not be done; the index is whole, only larger than it need be.

@@ -9,7 +9,8 @@ What is compared:
   that was killed leaves them, and the next one takes or sweeps them.)
 
 Damage in one file of a table does not hide what is in the others. Another process may write meanwhile: what seems to be
-missing is looked for once more before it is called so. Memory: 8 bytes for each row and picture, and some MiB.
+missing is looked for once more before it is called so. Memory: 8 bytes for each row and picture,
+and what Lance takes to read a piece, some hundred MiB (docs/storage.md).
 """
 
 from __future__ import annotations
@@ -128,15 +129,15 @@ class _Verifier:
         uri, id_ = batch.column("uri"), batch.column("id")
         known = pc.is_in(status, value_set=pa.array(get_args(Status)))
         self._tell(uri, pc.invert(known), "has a status that no version writes")
-        self._tell(uri, _both(ok, pc.invert(_true(pc.match_substring_regex(id_, _ID)))), "has no content id")
-        sides = _both(_true(pc.greater(batch.column("width"), 0)), _true(pc.greater(batch.column("height"), 0)))
-        self._tell(uri, _both(ok, pc.invert(sides)), "has no width or height")
-        unexplained = _both(pc.equal(status, "skipped"), pc.is_null(batch.column("error")))
+        self._tell(uri, pc.and_(ok, pc.invert(_true(pc.match_substring_regex(id_, _ID)))), "has no content id")
+        sides = pc.and_(_true(pc.greater(batch.column("width"), 0)), _true(pc.greater(batch.column("height"), 0)))
+        self._tell(uri, pc.and_(ok, pc.invert(sides)), "has no width or height")
+        unexplained = pc.and_(pc.equal(status, "skipped"), pc.is_null(batch.column("error")))
         self._tell(uri, unexplained, "was skipped without a reason")
         self._tell(uri, pc.less(batch.column("size"), 0), "has a negative size")
 
         embedding, expected = batch.column("embedding"), batch.column("checksum")
-        self._tell(uri, _both(ok, pc.is_null(embedding)), "has no embedding")
+        self._tell(uri, pc.and_(ok, pc.is_null(embedding)), "has no embedding")
         there = pc.is_valid(embedding)
         vectors = embedding.filter(there).flatten().to_numpy(zero_copy_only=False)
         vectors = vectors.reshape(-1, self._store.manifest.embedding_dim)
@@ -225,7 +226,3 @@ def _distinct(keys: list[UInt64]) -> UInt64:
 def _true(mask: Any) -> Any:
     """Null is not true."""
     return mask.fill_null(False)
-
-
-def _both(one: Any, other: Any) -> Any:
-    return pc.and_(one, other)

@@ -12,7 +12,23 @@ import numpy as np
 import torch
 from PIL import Image
 
+from fwd2bot_index.config import Manifest
 from fwd2bot_index.types import ImageInput, SummaryTokens
+
+
+def manifest(*, k: int, d: int, e: int) -> Manifest:
+    """Of an index of a fake model, in float16."""
+    return Manifest(
+        model="fake",
+        model_revision=None,
+        model_fingerprint="fake-1",
+        mode="trained",
+        num_summary_tokens=k,
+        token_dim=d,
+        embedding_dim=e,
+        codec="float16",
+        created="2026-01-01T00:00:00+00:00",
+    )
 
 
 class FakeModel:

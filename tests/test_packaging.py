@@ -66,7 +66,7 @@ def test_wheel() -> None:
     assert not [name for name in names if name.endswith((".bin", ".pt", ".pth", ".pkl"))]
 
 
-@pytest.mark.skipif(not wheels(), reason="no wheel was built: `make wheel-test` builds one in dist/")
+@pytest.mark.skipif(os.environ.get("FWD2BOT_TEST_WHEEL") != "1", reason="the wheel in dist/ may be an old one")
 def test_the_wheel_holds_every_file_of_the_packages() -> None:
     """So what the tests say of the checkout holds for the wheel, once it is known to be found and to run."""
     expected = {}

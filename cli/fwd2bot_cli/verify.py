@@ -68,7 +68,7 @@ def verify(
         output.warning(printable(sentence))
     if (rest := found.problem_count - len(found.problems)) > 0:
         output.warning(f"... and {rest} more.")
-    if found.orphans:
+    if found.orphans and found.whole:
         output.message(f"{found.orphans} pictures have no file any more: `fwd2bot optimize` removes them.")
     if not found.whole:
         output.error(

@@ -203,6 +203,27 @@ def test_killed_before_there_is_an_index(place: Place) -> None:
             np.testing.assert_array_equal(embedding[id_], other.embedding[i])
 
 
+def test_what_was_computed_is_not_forgotten_before_it_is_in_the_index(place: Place) -> None:
+    """Neither by a second run that is killed early, nor by one that Ctrl-C ends early."""
+    with pytest.raises(Killed):
+        first_run(place, FakeModel(), progress=kill_after(9))
+    # a second killed run that wrote the file again after one new picture
+    place.draw("00.png")  # computed before most of the others are taken up again
+    with pytest.raises(Killed):
+        first_run(place, FakeModel(), workers=1, progress=kill_after(1))
+
+    def interrupt(progress: Progress) -> None:
+        if progress.phase == "compressing" and progress.done >= 2:
+            raise KeyboardInterrupt
+
+    assert first_run(place, FakeModel(), workers=1, progress=interrupt).interrupted
+    model = FakeModel()
+    first_run(place, model)
+    assert model.compressed <= 4
+    assert verify(IndexStore.open(place.index_folder)).problems == []
+    assert not (place.index_folder / "first.safetensors").exists()
+
+
 @pytest.mark.parametrize("what", ["other model", "truncated", "not finite", "empty", "too large"])
 def test_first_pictures_of_no_use(place: Place, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
     with pytest.raises(Killed):

@@ -82,6 +82,7 @@ def test_json_lines_and_parquet(tmp_path: Path) -> None:
         ("m.csv", "path,user columns\nx,1\n", "'user columns' .* plain name"),
         ("m.csv", "path,a,A\nx,1,2\n", "two columns called A"),
         ("m.jsonl", '{"path": "a", "b": [1]}', "column b .* list"),
+        ("m.jsonl", '{"image": {"bytes": "x"}, "b": 1}', "column image .* should name files"),
     ],
 )
 def test_what_is_refused(tmp_path: Path, name: str, text: str, problem: str) -> None:
@@ -206,6 +207,14 @@ def test_the_same_again_writes_nothing(corpus: Corpus) -> None:
     assert corpus.index(path).described == 1
     assert corpus.values("blue.png", "red.png") == [{"year": 1999, "note": "x"}, {"year": 2020, "note": None}]
     assert corpus.model.compressed == 3
+
+
+def test_not_a_number_is_nothing(corpus: Corpus) -> None:
+    path = corpus.photos / "m.parquet"
+    pq.write_table(pa.table({"path": ["red.png", "blue.png"], "x": [float("nan"), 1.0]}), path)
+    assert corpus.index(path).described == 1
+    assert corpus.values("red.png", "blue.png") == [{"x": None}, {"x": 1.0}]
+    assert corpus.index(path).described == 0
 
 
 def test_what_a_table_does_not_name_stays(corpus: Corpus) -> None:

@@ -19,10 +19,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fakes import manifest
 
 from fwd2bot_index import store as store_module
 from fwd2bot_index.codec import fit_codec, fit_to_bytes
-from fwd2bot_index.config import Manifest
 from fwd2bot_index.errors import (
     IndexCorruptedError,
     IndexMismatchError,
@@ -35,17 +35,7 @@ from fwd2bot_index.store import ImageRow, IndexStore, check_target, writing
 
 K, D, E = 2, 3, 4
 
-MANIFEST = Manifest(
-    model="fake",
-    model_revision=None,
-    model_fingerprint="fake-1",
-    mode="trained",
-    num_summary_tokens=K,
-    token_dim=D,
-    embedding_dim=E,
-    codec="float16",
-    created="2026-01-01T00:00:00+00:00",
-)
+MANIFEST = manifest(k=K, d=D, e=E)
 
 
 def picture(number: int, uri: str | None = None) -> ImageRow:

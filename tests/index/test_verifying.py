@@ -12,9 +12,9 @@ import lance
 import numpy as np
 import pyarrow as pa
 import pytest
+from fakes import manifest
 
 from fwd2bot_index import store as store_module
-from fwd2bot_index.config import Manifest
 from fwd2bot_index.errors import IndexCorruptedError
 from fwd2bot_index.keys import keys_of
 from fwd2bot_index.store import ImageRow, IndexStore
@@ -22,17 +22,7 @@ from fwd2bot_index.verifying import verify
 
 K, D, E = 2, 64, 4
 
-MANIFEST = Manifest(
-    model="fake",
-    model_revision=None,
-    model_fingerprint="fake-1",
-    mode="trained",
-    num_summary_tokens=K,
-    token_dim=D,
-    embedding_dim=E,
-    codec="float16",
-    created="2026-01-01T00:00:00+00:00",
-)
+MANIFEST = manifest(k=K, d=D, e=E)
 
 
 def id_of(number: int) -> str:
