@@ -443,7 +443,7 @@ class IndexStore:
             except pa.ArrowException as e:
                 raise InputError(
                     f"The column {field.name} is {existing[field.name]} in the index and {field.type} in the new "
-                    f"table: {_reason(e)}."
+                    f"table: {reason_of(e)}."
                 ) from e
         return columns.cast(pa.schema(fields))
 
@@ -650,7 +650,8 @@ def check_target(path: str | Path) -> None:
             )
         if any(True for name in (_IMAGES, _TOKENS) for _ in (folder / name).glob("data/*")):
             raise IndexCorruptedError(
-                f"{folder} has lost its {_MANIFEST}: put it back from a copy, or delete the folder and index again."
+                f"{folder} has lost its {_MANIFEST}, or is no index: put the manifest back from a copy, or give another "
+                "folder to --index."
             )
     existing = next(p for p in (folder, *folder.parents) if p.exists())
     if not os.access(existing, os.W_OK):
@@ -835,7 +836,7 @@ def _bytes_below(folder: Path) -> int:
     return sum(os.path.getsize(p) for p in folder.rglob("*") if p.is_file())
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: BaseException) -> str:
     """What lance says, without the Rust source line that it says it from."""
     return str(error).split(", /")[0].strip().rstrip(".")
 
@@ -851,7 +852,7 @@ def _or_corrupted(folder: Path, read: Callable[[], T]) -> T:
     except Fwd2BotError:
         raise
     except Exception as e:
-        raise _corrupted(folder, _reason(e)) from e
+        raise _corrupted(folder, reason_of(e)) from e
 
 
 def _or_write_error(folder: Path, write: Callable[[], T]) -> T:
@@ -860,7 +861,7 @@ def _or_write_error(folder: Path, write: Callable[[], T]) -> T:
     except (Fwd2BotError, AssertionError):
         raise
     except Exception as e:
-        reason = e.strerror if isinstance(e, OSError) and e.strerror else _reason(e)
+        reason = e.strerror if isinstance(e, OSError) and e.strerror else reason_of(e)
         raise IndexWriteError(
             f"The index in {folder} could not be written: {reason}. It is as it was after the last commit."
         ) from e

@@ -26,7 +26,7 @@ import pyarrow.compute as pc
 
 from fwd2bot_index.errors import IndexCorruptedError
 from fwd2bot_index.keys import UInt64, keys_of
-from fwd2bot_index.store import Fragment, IndexStore, Status, checksums
+from fwd2bot_index.store import Fragment, IndexStore, Status, checksums, reason_of
 
 PROBLEMS_NAMED: Final = 100
 SAMPLE: Final = 1000
@@ -113,7 +113,9 @@ class _Verifier:
                     self._progress(self._done, total)
             except IndexCorruptedError as e:
                 self._unreadable += 1
-                self._found.add(f"{fragment.file} cannot be read ({fragment.rows} rows): {e.__cause__ or e}")
+                self._found.add(
+                    f"{fragment.file} cannot be read ({fragment.rows} rows): {reason_of(e.__cause__ or e)}."
+                )
             self._done = before + fragment.rows
 
     # ---- rows
