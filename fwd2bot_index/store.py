@@ -650,8 +650,8 @@ def check_target(path: str | Path) -> None:
             )
         if any(True for name in (_IMAGES, _TOKENS) for _ in (folder / name).glob("data/*")):
             raise IndexCorruptedError(
-                f"{folder} has lost its {_MANIFEST}, or is no index: put the manifest back from a copy, or give another "
-                "folder to --index."
+                f"{folder} has lost its {_MANIFEST}, or is no index: put the manifest back from a copy, or give "
+                "another folder to --index."
             )
     existing = next(p for p in (folder, *folder.parents) if p.exists())
     if not os.access(existing, os.W_OK):
