@@ -14,7 +14,9 @@ Shapes: n hits, K summary tokens, D hidden size, E embedding size.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Sequence, Set
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -22,18 +24,31 @@ from typing import TYPE_CHECKING, Any, Final, Self
 import numpy as np
 
 from fwd2bot_index.errors import ImageError, IndexEmptyError, IndexMismatchError, IndexNotFoundError, InputError
+from fwd2bot_index.queries import (
+    MAX_TERMS,
+    Background,
+    Selection,
+    Term,
+    combined,
+    diversified,
+    near_duplicates,
+)
 from fwd2bot_index.types import Answer, Compressor, Hit, ImageInput
 
 if TYPE_CHECKING:
     from fwd2bot_index.config import Manifest
     from fwd2bot_index.payloads import Float32
-    from fwd2bot_index.store import EmbeddedRows, IndexStore, StoreStats
+    from fwd2bot_index.searching import Searcher, SearchPlan
+    from fwd2bot_index.store import EmbeddedRows, ImageRow, IndexStore, StoreStats
     from fwd2bot_index.text_encoder import TextEncoder
-    from fwd2bot_index.vector_index import VectorIndex
 
 INDEX_FOLDER: Final = ".fwd2bot"
 ASK_BATCH: Final = 32
 """Pictures that are answered about at once."""
+DIVERSE_POOL: Final = 50
+"""Candidates among which different ones are chosen, at least; five times what is asked for, up to"""
+MAX_DIVERSE_POOL: Final = 2000
+_ID_BEGINNING = re.compile("[0-9a-f]{6,32}")
 
 
 def find_index(start: str | Path) -> Path:
@@ -52,8 +67,7 @@ def find_index(start: str | Path) -> Path:
 
 
 class Index:
-    """An index, opened for questions. It answers from what was committed when it first searched; open it again to see
-    later changes."""
+    """An index, opened for questions. Every search sees what was committed last."""
 
     def __init__(
         self,
@@ -64,6 +78,7 @@ class Index:
         self._store = store
         self._source = model
         self._text_source = text_encoder
+        self._current: Searcher | None = None
 
     @classmethod
     def open(
@@ -102,7 +117,7 @@ class Index:
 
     def __len__(self) -> int:
         """How many files can be found."""
-        return len(self._rows)
+        return len(self._searcher)
 
     def stats(self) -> StoreStats:
         """Counts, and bytes on disk."""
@@ -126,49 +141,146 @@ class Index:
 
     # ---- searching
 
-    def search(self, text: str | None = None, *, image: ImageInput | None = None, top: int = 10) -> list[Hit]:
-        """The ``top`` files nearest to a text or to a picture, best first; files with the same bytes follow each other.
+    def search(
+        self,
+        *terms: str | Term,
+        image: ImageInput | None = None,
+        like: Hit | str | None = None,
+        minus: Sequence[str | Term] = (),
+        top: int = 10,
+        skip: int = 0,
+        where: str | None = None,
+        diversity: float = 0.0,
+        collapse: float | None = None,
+        percentile: float | None = None,
+        min_z: float | None = None,
+    ) -> list[Hit]:
+        """The files nearest to all terms together, best first; files with the same bytes follow each other.
+
+        Args:
+            terms: texts, or what :class:`fwd2bot_index.queries.Term` says, each with its weight.
+            image: a picture, as a term of weight 1.
+            like: a picture of the index, as a term of weight 1; it is not found itself.
+            minus: terms that count the other way round.
+            top, skip, where, diversity, collapse, percentile, min_z: see
+                :class:`fwd2bot_index.queries.Selection`.
 
         Raises:
-            InputError: neither or both were given, the text is empty, or ``top`` is less than 1.
-            ImageError: the picture cannot be used.
+            InputError: there are no terms, or something about them or the rest makes no sense.
+            ImageError: a picture cannot be used.
             IndexEmptyError: there is nothing to find.
         """
-        if (text is None) == (image is None):
-            raise InputError("Search for a text or for a picture: one of the two.")
-        _check_top(top)
+        selection = Selection(
+            top=top,
+            skip=skip,
+            where=where,
+            diversity=diversity,
+            collapse=collapse,
+            percentile=percentile,
+            min_z=min_z,
+        )
+        query = [_term(term) for term in terms]
+        query += [Term(image=image)] if image is not None else []
+        query += [Term(like=like)] if like is not None else []
+        query += [replace(term, weight=-term.weight) for term in map(_term, minus)]
+        if not query:
+            raise InputError("Search for something: a text, a picture, or both.")
+        if len(query) > MAX_TERMS:
+            raise InputError(f"A query has {MAX_TERMS} terms at most, not {len(query)}.")
         self._check_not_empty()
-        if text is not None:
-            return self.search_embedding(self.embed_text(text), top=top)
-        assert image is not None
-        return self.search_embedding(self.embed_image(image), top=top)
+        embedded = [self._embed(term) for term in query]
+        embeddings = np.stack([embedding for embedding, _ in embedded])
+        background = self._searcher.background if len(query) > 1 else embeddings
+        combination = combined(embeddings, [term.weight for term in query], background)
+        return self._find(combination, selection, without={id_ for _, id_ in embedded if id_ is not None})
 
-    def search_embedding(self, embedding: Float32, *, top: int = 10) -> list[Hit]:
-        """The ``top`` files nearest to an embedding [E] of unit length.
+    def search_embedding(self, embedding: Float32, selection: Selection | None = None, *, top: int = 10) -> list[Hit]:
+        """The files nearest to an embedding [E] of unit length: those of ``selection`` or, without one, the ``top``
+        best.
 
         Raises:
             InputError: it has another size or is not finite, or ``top`` is less than 1.
             IndexEmptyError: there is nothing to find.
         """
-        _check_top(top)
+        selection = selection or Selection(top=top)
         self._check_not_empty()
         query = np.asarray(embedding, np.float32)
         if query.shape != (self.manifest.embedding_dim,) or not np.isfinite(query).all():
             raise InputError(f"An embedding of this index is {self.manifest.embedding_dim} finite numbers.")
-        rows, scores = self._vectors.search(query[None], top)
+        return self._find(query, selection)
+
+    def _find(self, query: Float32, selection: Selection, *, without: Set[str] = frozenset()) -> list[Hit]:
+        """``without``: content ids that are left out."""
+        searcher = self._searcher
+        background = Background(searcher.background @ query)
+        least = background.least(selection)
+        needed = selection.skip + selection.top
+        pool = max(needed, min(max(5 * needed, DIVERSE_POOL), MAX_DIVERSE_POOL) if selection.diversity else 0)
+        wanted = pool + 8 * len(without)
+        while True:
+            addresses, scores = searcher.nearest(query, wanted, where=selection.where)
+            complete = len(addresses) < wanted or scores[-1] < least
+            addresses, scores = addresses[scores >= least], scores[scores >= least]
+            hits = _hits(searcher.rows(addresses), scores, background)
+            kept = [i for i, hit in enumerate(hits) if hit.id not in without]
+            if selection.collapse is not None:
+                kept, hits = _collapsed(kept, hits, searcher.embeddings(addresses), selection.collapse)
+            if complete or len(kept) >= pool:
+                break
+            wanted *= 2
+        if selection.diversity and kept:
+            kept = kept[:pool]
+            embeddings = searcher.embeddings(addresses[kept])
+            kept = [kept[i] for i in diversified(scores[kept], embeddings, needed, selection.diversity)]
         return [
-            self._hit(row, rank=rank, score=score)
-            for rank, (row, score) in enumerate(zip(rows[0].tolist(), scores[0].tolist(), strict=True), start=1)
+            replace(hits[i], rank=rank)
+            for rank, i in enumerate(kept[selection.skip : needed], start=selection.skip + 1)
         ]
+
+    def _embed(self, term: Term) -> tuple[Float32, str | None]:
+        """The embedding [E] of a term and, where it is a picture of the index, its id."""
+        if term.text is not None:
+            return self.embed_text(term.text), None
+        if term.image is not None:
+            try:
+                return self.embed_image(term.image), None
+            except ImageError as e:  # one of several: say which
+                if isinstance(term.image, str | Path):
+                    raise ImageError(f"{term.image} cannot be used: {e.reason}") from e
+                raise
+        assert term.like is not None
+        row = self._row_like(term.like)
+        assert row.embedding is not None
+        return np.asarray(row.embedding, np.float32), row.id
+
+    def _row_like(self, like: Hit | str) -> ImageRow:
+        if isinstance(like, Hit):
+            found = self._store.rows(ids=[like.id])
+        else:
+            found = self._store.rows(uris=[like, os.path.abspath(like)])
+            if not found and _ID_BEGINNING.fullmatch(like):
+                found = self._store.rows_by_id(like)
+        found = [row for row in found if row.status == "ok"]
+        if not found:
+            raise InputError(
+                f"{like if isinstance(like, str) else like.uri} is no picture of the index in {self.path}."
+            )
+        if len({row.id for row in found}) > 1:
+            raise InputError(f"{len({row.id for row in found})} pictures of the index have ids that begin with {like}.")
+        return found[0]
+
+    @property
+    def plan(self) -> SearchPlan:
+        """How searches are done."""
+        return self._searcher.plan
 
     def embed_text(self, text: str) -> Float32:
         """[E], unit length.
 
         Raises:
-            InputError: the text is empty.
+            InputError: the text is empty, or enormous.
         """
-        if not text.strip():
-            raise InputError("The text to search for is empty.")
+        Term(text=text)  # says what is wrong with it
         encoder = None if "model" in self.__dict__ else self._text_encoder
         if encoder is not None:
             return encoder.embed_text([text])[0]
@@ -211,7 +323,8 @@ class Index:
         """[n, K, D]: the stored summary tokens of these hits.
 
         Raises:
-            IndexCorruptedError: they are not there.
+            InputError: one of them has left the index meanwhile.
+            IndexCorruptedError: they are not what was written.
         """
         return self._store.tokens([hit.id for hit in hits])
 
@@ -254,7 +367,7 @@ class Index:
     @cached_property
     def _row_of(self) -> dict[str, int]:
         """A row of each content id: files with the same bytes have the same tokens."""
-        return {self._rows.row(i)[1]: i for i in range(len(self._rows))}
+        return {id_: i for i, id_ in enumerate(self._rows.rows.column("id").to_pylist())}
 
     @cached_property
     def _text_encoder(self) -> TextEncoder | None:
@@ -264,24 +377,43 @@ class Index:
     def _rows(self) -> EmbeddedRows:
         return self._store.embeddings()
 
-    @cached_property
-    def _vectors(self) -> VectorIndex:
-        from fwd2bot_index.vector_index import ExactIndex
+    @property
+    def _searcher(self) -> Searcher:
+        """For the latest version: whoever writes meanwhile, the next search sees it."""
+        from fwd2bot_index.searching import Searcher
 
-        return ExactIndex(self._rows.embedding)
-
-    def _hit(self, row: int, *, rank: int, score: float) -> Hit:
-        uri, id_, width, height = self._rows.row(row)
-        return Hit(rank=rank, score=score, id=id_, uri=uri, width=width, height=height)
+        if self._current is None or self._current.snapshot.version != self._store.images_version:
+            self._current = Searcher.of(self._store)
+        return self._current
 
     def _check_not_empty(self) -> None:
         if len(self) == 0:
             raise IndexEmptyError(f"The index in {self.path} holds no pictures: add some with `fwd2bot index FOLDER`.")
 
 
-def _check_top(top: int) -> None:
-    if top < 1:
-        raise InputError(f"At least one result must be asked for, not {top}.")
+def _hits(rows: Any, scores: Float32, background: Background) -> list[Hit]:
+    """Unranked, of Arrow's columns."""
+    columns = [rows.column(name).to_pylist() for name in ("id", "uri", "width", "height")]
+    return [
+        Hit(rank=0, score=score, z=background.z(score), id=id_, uri=uri, width=width, height=height)
+        for score, id_, uri, width, height in zip(scores.tolist(), *columns, strict=True)
+    ]
+
+
+def _collapsed(kept: list[int], hits: list[Hit], embeddings: Float32, threshold: float) -> tuple[list[int], list[Hit]]:
+    """The first of each group of near copies, of those that are ``kept``, with the names of the others."""
+    leader = near_duplicates(embeddings[kept], [hits[i].id for i in kept], threshold).tolist()
+    copies: dict[int, list[str]] = {}
+    for place, first in enumerate(leader):
+        copies.setdefault(first, []).extend([hits[kept[place]].uri] if place != first else [])
+    hits = list(hits)
+    for first, uris in copies.items():
+        hits[kept[first]] = replace(hits[kept[first]], copies=tuple(uris))
+    return [kept[first] for first in copies], hits
+
+
+def _term(term: str | Term) -> Term:
+    return Term(text=term) if isinstance(term, str) else term
 
 
 def _decoded(image: ImageInput, decode_side: int | None) -> ImageInput:

@@ -8,6 +8,7 @@
       images.lance    one row per file: uri (the key), id, size, mtime_ns, width, height, status, error, embedding,
                       checksum; and the user's own columns
       tokens.lance    one row per picture: id (the key), payload, checksum
+      faiss/          the trained vector index of a large corpus, see :mod:`fwd2bot_index.vector_files`
       first.safetensors   only until the first commit: what was computed before there was an index to put it into
       .lock           held by the process that writes
 
@@ -94,7 +95,7 @@ _LOCK: Final = ".lock"
 FIRST: Final = "first.safetensors"
 """See :mod:`fwd2bot_index.first_pictures`."""
 _OWN_NAMES: Final = frozenset(
-    {_IMAGES, _TOKENS, _LOCK, *(name + end for name in (_MANIFEST, _FIT, FIRST) for end in ("", ".tmp"))}
+    {_IMAGES, _TOKENS, _LOCK, "faiss", *(name + end for name in (_MANIFEST, _FIT, FIRST) for end in ("", ".tmp"))}
 )
 
 
@@ -224,7 +225,7 @@ class Fragment:
         """
         rows = max(1, min(65_536, BATCH_BYTES // self.row_bytes))
         batches = self.fragment.to_batches(columns=list(self.columns), batch_size=rows, batch_readahead=1)
-        while (batch := _or_corrupted(self.folder, lambda: next(batches, None))) is not None:
+        while (batch := or_corrupted(self.folder, lambda: next(batches, None))) is not None:
             yield batch
 
 
@@ -279,7 +280,7 @@ class IndexStore:
             write_atomically(folder / _MANIFEST, manifest.to_json().encode())
 
         try:
-            _or_write_error(folder, write)
+            or_write_error(folder, write)
         except IndexWriteError:
             for name in (_IMAGES, _TOKENS):
                 shutil.rmtree(folder / name, ignore_errors=True)
@@ -307,11 +308,11 @@ class IndexStore:
         except (FileNotFoundError, NotADirectoryError):
             raise IndexNotFoundError(f"There is no index in {folder}: make one with `fwd2bot index FOLDER`.") from None
         except (OSError, UnicodeDecodeError) as e:
-            raise _corrupted(folder, f"{manifest_path} cannot be read: {e}") from e
+            raise corrupted(folder, f"{manifest_path} cannot be read: {e}") from e
         try:
             manifest = Manifest.from_json(raw, manifest_path)
         except IndexCorruptedError as e:
-            raise _corrupted(folder, f"in its {_MANIFEST}, {str(e).rstrip('.')}") from e
+            raise corrupted(folder, f"in its {_MANIFEST}, {str(e).rstrip('.')}") from e
         size = payload_bytes(manifest.codec, manifest.num_summary_tokens, manifest.token_dim)
         codec = _fitted_codec(folder, manifest) if is_fitted(manifest.codec) else get_codec(manifest.codec)
         datasets = []
@@ -319,10 +320,10 @@ class IndexStore:
             (_IMAGES, _images_schema(manifest.embedding_dim)),
             (_TOKENS, _tokens_schema(size)),
         ):
-            dataset = _or_corrupted(folder, partial(lance.dataset, str(folder / name)))
+            dataset = or_corrupted(folder, partial(lance.dataset, str(folder / name)))
             for field in expected:
                 if field.name not in dataset.schema.names or dataset.schema.field(field.name).type != field.type:
-                    raise _corrupted(folder, f"{name} does not have the column {field.name}: {field.type}")
+                    raise corrupted(folder, f"{name} does not have the column {field.name}: {field.type}")
             datasets.append(dataset)
         return cls(folder, manifest, codec, *datasets)
 
@@ -346,14 +347,15 @@ class IndexStore:
         table = self._scan(self._images, columns=columns, filter="status = 'ok'")
         embedding = _embedding_matrix(table.column("embedding"), self.manifest.embedding_dim)
         if embedding is None or not np.isfinite(embedding).all():
-            raise _corrupted(self.path, "an embedding is missing or not finite")
+            raise corrupted(self.path, "an embedding is missing or not finite")
         return EmbeddedRows(table.drop_columns(["embedding"]), embedding)
 
     def tokens(self, ids: Sequence[str]) -> Float32:
         """[n, K, D]: the summary tokens of these pictures, in the order of ``ids``.
 
         Raises:
-            IndexCorruptedError: there are none for one of them, or their checksum does not match.
+            InputError: one of them is in the index no more.
+            IndexCorruptedError: there are none for one that is, or their checksum does not match.
         """
         k, d = self.manifest.num_summary_tokens, self.manifest.token_dim
         wanted = list(dict.fromkeys(ids))
@@ -362,10 +364,12 @@ class IndexStore:
             table = self._scan(self._tokens, columns=["id", "payload", "checksum"], filter=_is_in("id", chunk))
             for id_, payload, checksum in zip(*(column.to_pylist() for column in table.columns), strict=True):
                 if zlib.crc32(payload) != checksum:
-                    raise _corrupted(self.path, f"the summary tokens of the picture {id_} are not what was written")
+                    raise corrupted(self.path, f"the summary tokens of the picture {id_} are not what was written")
                 payloads[id_] = payload
         if missing := [id_ for id_ in wanted if id_ not in payloads]:
-            raise _corrupted(self.path, f"there are no summary tokens for the picture {missing[0]}")
+            if not self.rows(ids=missing[:1]):
+                raise InputError(f"The picture {missing[0]} is not in the index in {self.path} any more: search again.")
+            raise corrupted(self.path, f"there are no summary tokens for the picture {missing[0]}")
         raw = np.frombuffer(b"".join(payloads[id_] for id_ in ids), np.uint8)
         return self._codec.decode(raw.reshape(len(ids), self._codec.payload_bytes(k, d)), k=k, d=d)
 
@@ -377,6 +381,10 @@ class IndexStore:
                 found += self._image_rows(self._scan(self._images, filter=_is_in(column, chunk)))
         return found
 
+    def rows_by_id(self, beginning: str) -> list[ImageRow]:
+        """The rows whose id begins with these hexadecimal digits."""
+        return self._image_rows(self._scan(self._images, filter=f"starts_with(id, '{beginning}')"))
+
     def stats(self) -> StoreStats:
         """Counts, and bytes on disk."""
 
@@ -386,7 +394,7 @@ class IndexStore:
             ok = self._images.count_rows(filter="status = 'ok'")
             return ok, self._images.count_rows(filter="status = 'skipped'"), self._tokens.count_rows()
 
-        files, skipped, pictures = _or_corrupted(self.path, count)
+        files, skipped, pictures = or_corrupted(self.path, count)
         return StoreStats(
             files=files,
             skipped=skipped,
@@ -395,6 +403,20 @@ class IndexStore:
             tokens_bytes=_bytes_below(self.path / _TOKENS),
             total_bytes=_bytes_below(self.path),
         )
+
+    def pinned_images(self) -> Any:
+        """images.lance as it is now, whatever is written later."""
+
+        def pin() -> Any:
+            self._images.checkout_latest()
+            return lance.dataset(self._images.uri, version=self._images.version)
+
+        return or_corrupted(self.path, pin)
+
+    @property
+    def images_version(self) -> int:
+        """The latest version of images.lance."""
+        return int(or_corrupted(self.path, lambda: self._images.latest_version))
 
     def image_fragments(self, columns: Sequence[str]) -> Iterator[Fragment]:
         """The latest version of images.lance, piece by piece."""
@@ -414,7 +436,7 @@ class IndexStore:
 
     def user_columns(self) -> dict[str, Any]:
         """Name -> Arrow's type of each column that is not the index's own."""
-        _or_corrupted(self.path, self._images.checkout_latest)
+        or_corrupted(self.path, self._images.checkout_latest)
         return {field.name: field.type for field in self._images.schema if field.name not in OWN_COLUMNS}
 
     def user_values(self, uris: Sequence[str]) -> list[dict[str, Any]]:
@@ -457,7 +479,7 @@ class IndexStore:
         """
         columns = self.fitting(columns)
         if new := [field for field in columns.schema if field.name not in self.user_columns()]:
-            _or_write_error(self.path, lambda: _add_columns(self._images, pa.schema(new)))
+            or_write_error(self.path, lambda: _add_columns(self._images, pa.schema(new)))
         now = self._scan(self._images, columns=["uri", *columns.column_names])
         row = pc.index_in(pa.array(uris, pa.string()), value_set=now.column("uri"))
         assert row.null_count == 0, "the files of set_columns must be in the index"
@@ -469,7 +491,7 @@ class IndexStore:
         if differs.any():
             changed = columns.append_column(pa.field("uri", pa.string(), nullable=False), pa.array(uris, pa.string()))
             changed = changed.filter(pa.array(differs))
-            _or_write_error(self.path, lambda: _update(self._images, changed))
+            or_write_error(self.path, lambda: _update(self._images, changed))
         return int(differs.sum())
 
     def commit(self, rows: Sequence[ImageRow], tokens: Mapping[str, Float32]) -> None:
@@ -483,10 +505,10 @@ class IndexStore:
         if tokens:
             payload = self._codec.encode(np.stack(list(tokens.values())).reshape(len(tokens), k, d))
             table = _tokens_table(list(tokens), payload)
-            _or_write_error(self.path, lambda: _insert_new(self._tokens, table))
+            or_write_error(self.path, lambda: _insert_new(self._tokens, table))
         if rows:
             images = _images_table(rows, self.manifest.embedding_dim)
-            _or_write_error(self.path, lambda: _upsert(self._images, images))
+            or_write_error(self.path, lambda: _upsert(self._images, images))
 
     def remove(self, uris: Sequence[str]) -> None:
         """Drop the rows of these files. Tokens that no row needs any more go with :meth:`tidy`.
@@ -495,7 +517,7 @@ class IndexStore:
             IndexWriteError: they could not be dropped.
         """
         for chunk in _chunks(list(uris)):
-            _or_write_error(self.path, partial(_delete, self._images, _is_in("uri", chunk)))
+            or_write_error(self.path, partial(_delete, self._images, _is_in("uri", chunk)))
 
     def tidy(self) -> None:
         """What ends a run that wrote: sweep tokens without a row, merge small fragments, drop versions that are old.
@@ -511,7 +533,7 @@ class IndexStore:
                     _compact(dataset, rows_per_fragment, row_bytes)
                 _drop_old_versions(dataset)
 
-        _or_write_error(self.path, write)
+        or_write_error(self.path, write)
 
     def optimize(self) -> OptimizeReport:
         """Everything that makes an index smaller and faster: as :meth:`tidy`, but merging all that can be merged;
@@ -538,8 +560,32 @@ class IndexStore:
             for path in self.path.glob("*.tmp"):
                 path.unlink()
 
-        _or_write_error(self.path, write)
+        or_write_error(self.path, write)
         return OptimizeReport(orphans=orphans, bytes_before=before, bytes_after=_bytes_below(self.path))
+
+    def index_vectors(self) -> None:
+        """Train Lance's own index of the embeddings: the one for object stores, where a search reads what it needs.
+
+        Raises:
+            IndexWriteError: it could not be trained.
+        """
+
+        def write() -> None:
+            self._images.checkout_latest()
+            self._images.create_index("embedding", "IVF_RQ", metric="dot", num_bits=4, replace=True)
+
+        or_write_error(self.path, write)
+
+    def drop_vector_index(self) -> None:
+        """Take Lance's own index of the embeddings away."""
+
+        def write() -> None:
+            self._images.checkout_latest()
+            for index in self._images.describe_indices():
+                if "embedding" in index.field_names:
+                    self._images.drop_index(index.name)
+
+        or_write_error(self.path, write)
 
     def _sweep(self) -> int:
         """Delete tokens that no row needs; how many there were."""
@@ -553,7 +599,7 @@ class IndexStore:
                 unused = ~np.isin(keys_of(batch.column("id")), in_use)
                 orphans += batch.column("id").filter(pa.array(unused)).to_pylist()
         for chunk in _chunks(orphans):
-            _or_write_error(self.path, partial(_delete, self._tokens, _is_in("id", chunk)))
+            or_write_error(self.path, partial(_delete, self._tokens, _is_in("id", chunk)))
         return len(orphans)
 
     def _datasets(self) -> list[tuple[Any, int, int]]:
@@ -571,8 +617,8 @@ class IndexStore:
         return self._codec.payload_bytes(self.manifest.num_summary_tokens, self.manifest.token_dim)
 
     def _fragments(self, dataset: Any, name: str, columns: Sequence[str], row_bytes: int) -> Iterator[Fragment]:
-        _or_corrupted(self.path, dataset.checkout_latest)
-        for fragment in _or_corrupted(self.path, dataset.get_fragments):
+        or_corrupted(self.path, dataset.checkout_latest)
+        for fragment in or_corrupted(self.path, dataset.get_fragments):
             file = f"{name}/data/{fragment.data_files()[0].path}"
             yield Fragment(folder=self.path, file=file, columns=columns, row_bytes=row_bytes, fragment=fragment)
 
@@ -581,7 +627,7 @@ class IndexStore:
             dataset.checkout_latest()
             return dataset.to_table(columns=columns, filter=filter)
 
-        return _or_corrupted(self.path, read)
+        return or_corrupted(self.path, read)
 
     def _image_rows(self, table: Any) -> list[ImageRow]:
         names = [name for name in ImageRow.__dataclass_fields__ if name != "embedding"]
@@ -612,7 +658,7 @@ def writing(path: str | Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         return open(folder / _LOCK, "wb")
 
-    with _or_write_error(folder, take) as lock:
+    with or_write_error(folder, take) as lock:
         try:
             if sys.platform != "win32":
                 try:
@@ -676,13 +722,13 @@ def _fitted_codec(folder: Path, manifest: Manifest) -> Codec:
             # more is not what create wrote, and need not be read to know it
             raw = f.read() if os.fstat(f.fileno()).st_size <= largest_file(k, d) else b""
     except OSError as e:
-        raise _corrupted(folder, f"{path} cannot be read: {e.strerror or e}") from e
+        raise corrupted(folder, f"{path} cannot be read: {e.strerror or e}") from e
     if hashlib.sha256(raw).hexdigest() != manifest.codec_sha256:
-        raise _corrupted(folder, f"{path} is not the file that its {_MANIFEST} speaks of")
+        raise corrupted(folder, f"{path} is not the file that its {_MANIFEST} speaks of")
     try:
         return codec_from_fit(manifest.codec, raw, k=k, d=d)
     except IndexCorruptedError as e:
-        raise _corrupted(folder, f"{path} cannot be used: {e}") from e
+        raise corrupted(folder, f"{path} cannot be used: {e}") from e
 
 
 def _images_schema(embedding_dim: int) -> Any:
@@ -841,21 +887,21 @@ def reason_of(error: BaseException) -> str:
     return str(error).split(", /")[0].strip().rstrip(".")
 
 
-def _corrupted(folder: Path, what: str) -> IndexCorruptedError:
+def corrupted(folder: Path, what: str) -> IndexCorruptedError:
     return IndexCorruptedError(f"The index in {folder} is damaged: {what}. Delete the folder and index again.")
 
 
-def _or_corrupted(folder: Path, read: Callable[[], T]) -> T:
+def or_corrupted(folder: Path, read: Callable[[], T]) -> T:
     """Lance raises ValueError, OSError, RuntimeError and Arrow's own for data that is missing or damaged."""
     try:
         return read()
     except Fwd2BotError:
         raise
     except Exception as e:
-        raise _corrupted(folder, reason_of(e)) from e
+        raise corrupted(folder, reason_of(e)) from e
 
 
-def _or_write_error(folder: Path, write: Callable[[], T]) -> T:
+def or_write_error(folder: Path, write: Callable[[], T]) -> T:
     try:
         return write()
     except (Fwd2BotError, AssertionError):

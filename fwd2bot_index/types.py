@@ -56,6 +56,11 @@ class Hit:
     """Where the picture was when it was indexed (an absolute path)."""
     width: int
     height: int
+    z: float | None = None
+    """Standard deviations of the score above the mean of the corpus for this query: comparable over queries, as cosines
+    are not. None: nothing was searched for, or all pictures score alike."""
+    copies: tuple[str, ...] = ()
+    """Where near copies of this picture were, that are left out for it."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,33 +1,75 @@
-"""``fwd2bot search``: find pictures by words or by another picture."""
+"""``fwd2bot search``: find pictures by words, by other pictures, and by both."""
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+import re
 from dataclasses import asdict
 from datetime import date
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from fwd2bot_cli.console import printable, shown
 from fwd2bot_cli.opening import open_index
 from fwd2bot_cli.options import Debug, IndexFolder, Json, Quiet
-from fwd2bot_cli.pictures import named_picture
 from fwd2bot_cli.session import session_of
-from fwd2bot_index.errors import InputError
+from fwd2bot_index.archives import picture_exists
+from fwd2bot_index.config import DEFAULT_THRESHOLD
+from fwd2bot_index.errors import Fwd2BotError, ImageError, InputError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from fwd2bot_index.queries import Term
     from fwd2bot_index.types import Hit
+
+_WEIGHTED = re.compile(r"(?P<what>.+)\^(?P<weight>[-+]?\d+(\.\d*)?)", re.DOTALL)
 
 
 def search(
     context: typer.Context,
-    query: Annotated[str | None, typer.Argument(help="What to look for, in words.", show_default=False)] = None,
+    query: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[WORDS[^WEIGHT]]...", help="What to look for, in words.", show_default=False),
+    ] = None,
     image: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Look for pictures like this one instead of words.")
+        list[str] | None, typer.Option(metavar="FILE[^WEIGHT]", help="Look for pictures like this one.")
+    ] = None,
+    like: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PATH|ID[^WEIGHT]",
+            help="Look for others like this picture of the index, whose file is not opened. ID: as --json shows it, or "
+            "its first 6 digits.",
+        ),
+    ] = None,
+    minus: Annotated[list[str] | None, typer.Option(metavar="WORDS[^WEIGHT]", help="Away from these words.")] = None,
+    minus_image: Annotated[
+        list[str] | None, typer.Option(metavar="FILE[^WEIGHT]", help="Away from this picture.")
+    ] = None,
+    where: Annotated[
+        str | None,
+        typer.Option(metavar="SQL", help="Only pictures whose columns fulfil this: \"year > 2020 AND camera = 'X'\"."),
     ] = None,
     top: Annotated[int, typer.Option("--top", "-n", min=1, help="How many pictures.")] = 10,
+    page: Annotated[int, typer.Option(min=1, help="Which --top of them.")] = 1,
+    diversity: Annotated[
+        float, typer.Option("--diverse", metavar="0..1", min=0, max=1, help="Prefer pictures unlike those before.")
+    ] = 0.0,
+    collapse: Annotated[
+        bool, typer.Option("--collapse", help="Of near copies (see `fwd2bot dedup`), only the best.")
+    ] = False,
+    percentile: Annotated[
+        float | None,
+        typer.Option(min=0, max=100, help="Only what scores better than so many per cent of the corpus."),
+    ] = None,
+    min_z: Annotated[
+        float | None,
+        typer.Option(
+            help="Only what scores so many standard deviations above the corpus's mean for this query (column z)."
+        ),
+    ] = None,
     index: IndexFolder = None,
     as_json: Json = False,
     paths_only: Annotated[bool, typer.Option("--paths-only", help="File names and nothing else.")] = False,
@@ -40,38 +82,88 @@ def search(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Find pictures by words, or by a picture with --image.
+    """Find pictures by words, by pictures, or by several of both; ^2 behind one makes it count twice.
 
-    Prints rank, cosine similarity and path: a table, or tab-separated lines where stdout is no terminal.
+    Prints rank, cosine similarity, z and path: a table, or tab-separated lines where stdout is no terminal.
     """
-    if (query is None) == (image is None):
-        raise InputError("Give either words to look for or --image FILE.")
+    if not any((query, image, like, minus, minus_image)):
+        raise InputError("Say what to look for: words, --image FILE, or --like PATH.")
     if as_json and (paths_only or null):
         raise InputError("Give either --json or --paths-only.")
     if html is not None and not html.absolute().parent.is_dir():
         raise InputError(f"There is no folder {shown(html.parent)} to write {shown(html.name)} in.")
     output = session_of(context).output
     opened = open_index(session_of(context), index)
-    with named_picture(image) if image is not None else nullcontext():
-        hits = opened.search(query, image=image, top=top)
+    terms = [
+        *_terms(query, kind="text"),
+        *_terms(image, kind="image"),
+        *_terms(like, kind="like"),
+        *_terms(minus, kind="text", sign=-1),
+        *_terms(minus_image, kind="image", sign=-1),
+    ]
+    try:
+        hits = opened.search(
+            *terms,
+            where=where,
+            top=top,
+            skip=(page - 1) * top,
+            diversity=diversity,
+            collapse=DEFAULT_THRESHOLD if collapse else None,
+            percentile=percentile,
+            min_z=min_z,
+        )
+    except ImageError as e:
+        raise Fwd2BotError(f"{printable(e.reason)}.") from e
 
     if as_json:
         described = [
             {**hit_as_dict(hit), "metadata": {name: _plain(value) for name, value in values.items()}}
             for hit, values in zip(hits, opened.metadata(hits), strict=True)
         ]
-        output.json({"query": query, "image": str(image) if image else None, "hits": described})
+        output.json({"terms": [_term_as_dict(term) for term in terms], "where": where, "hits": described})
     elif paths_only or null:
         output.paths((hit.uri for hit in hits), null=null)
     else:
-        output.table(("rank", "score", "path"), [(str(h.rank), score(h), shown(h.uri)) for h in hits])
+        output.table(("rank", "score", "z", "path"), [(str(h.rank), score(h), z(h), _path(h)) for h in hits])
+        if not hits:
+            output.message("Nothing was found.")
     if html is not None:
         from fwd2bot_cli.gallery import Card, Section, write_gallery
 
         cards = [Card(uri=h.uri, title=shown(h.uri), notes=(f"{h.rank}. · {score(h)}",)) for h in hits]
-        title = printable(query) if query is not None else f"Pictures like {shown(image or '')}"
+        title = printable(" · ".join(_said(term) for term in terms))
         write_gallery(html, title, [Section(title=f"{len(hits)} best", cards=cards)])
         output.message(f"Wrote {shown(html)}.")
+
+
+def _terms(given: Sequence[str] | None, *, kind: Literal["text", "image", "like"], sign: int = 1) -> list[Term]:
+    """One term each. A file that is there by its whole name has no weight in it.
+
+    Raises:
+        InputError: a file is not there, or a weight makes no sense.
+    """
+    from fwd2bot_index.queries import Term
+
+    terms = []
+    for text in given or ():
+        what, weight = text, 1.0
+        if (weighted := _WEIGHTED.fullmatch(text)) and not (kind != "text" and Path(text).exists()):
+            what, weight = weighted["what"], float(weighted["weight"])
+        if kind == "image" and not picture_exists(Path(what)):
+            raise InputError(f"There is no picture {shown(what)}.")
+        part: dict[str, Any] = {kind: Path(what) if kind == "image" else what}
+        terms.append(Term(**part, weight=sign * weight))
+    return terms
+
+
+def _said(term: Term) -> str:
+    what = term.text or f"like {shown(str(term.image or term.like))}"
+    return what if term.weight == 1 else f"{what} ({term.weight:+g})"
+
+
+def _term_as_dict(term: Term) -> dict[str, object]:
+    kinds = {"text": term.text, "image": term.image, "like": term.like}
+    return {**{kind: str(what) for kind, what in kinds.items() if what is not None}, "weight": term.weight}
 
 
 def _plain(value: object) -> object:
@@ -79,8 +171,16 @@ def _plain(value: object) -> object:
     return value.isoformat() if isinstance(value, date) else value
 
 
+def _path(hit: Hit) -> str:
+    return shown(hit.uri) + (f" (and {len(hit.copies)} like it)" if hit.copies else "")
+
+
 def score(hit: Hit) -> str:
     return f"{hit.score:.3f}"
+
+
+def z(hit: Hit) -> str:
+    return "" if hit.z is None else f"{hit.z:+.1f}"
 
 
 def hit_as_dict(hit: Hit) -> dict[str, object]:

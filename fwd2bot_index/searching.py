@@ -1,0 +1,321 @@
+"""From an embedding to the rows nearest to it: the trained vector index for what it covers, an exact one for the rest.
+
+A trained index (:mod:`fwd2bot_index.vector_files`) holds *pictures* by their content, so it stays right when rows are
+rewritten, renamed or given new columns. Rows of pictures that it does not hold, the *tail*, are compared one by one;
+pictures that have lost all their rows are passed over. A small corpus has no trained index: all of it is tail.
+
+Shapes: N rows, n rows found, E embedding size.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from fwd2bot_index import vector_files
+from fwd2bot_index.errors import InputError
+from fwd2bot_index.snapshots import HIT_COLUMNS, Snapshot
+from fwd2bot_index.vector_files import Positions, UnusableError, VectorFiles
+from fwd2bot_index.vector_index import ExactIndex, Kind, TrainedIndex, build, engine
+
+if TYPE_CHECKING:
+    from fwd2bot_index.payloads import Float32
+    from fwd2bot_index.store import Float16, IndexStore
+
+Int64: TypeAlias = npt.NDArray[np.int64]
+UInt64: TypeAlias = npt.NDArray[np.uint64]
+Bool: TypeAlias = npt.NDArray[np.bool_]
+Choice: TypeAlias = Literal["auto", "exact", "ivf", "ivf-rabitq", "hnsw", "lance"]
+
+EXACT_BYTES: Final = 64 * 2**20
+"""Of float16 embeddings, which a search compares in some 10 ms on one core: up to there nothing is trained."""
+MEMORY_SHARE: Final = 0.25
+"""Of the machine's free memory, that an index in full precision may take."""
+TAIL_SHARE: Final = 0.1
+"""Of the rows, from which a tail is worth building again for."""
+_READ_ONE_BY_ONE: Final = 2000
+"""Rows; a longer tail is read by going through the whole table."""
+BACKGROUND: Final = 2048
+"""Rows that stand for all, where a score is compared with those of the corpus."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchPlan:
+    """How searches are done, for ``fwd2bot info``."""
+
+    method: str
+    """``exact``, ``ivf``, ``ivf-rabitq``, ``hnsw``, or ``lance`` and the kind of Lance's own index."""
+    engine: str
+    built: VectorFiles | None = None
+    tail: int = 0
+    """Rows that the trained index does not cover."""
+    unusable: str | None = None
+    """Why a trained index that is there is not used."""
+
+
+class Searcher:
+    """Searches one version of the index."""
+
+    def __init__(self, snapshot: Snapshot, trained: tuple[TrainedIndex, Positions, VectorFiles] | None) -> None:
+        self.snapshot = snapshot
+        self._unusable: str | None = None
+        self._lance = snapshot.vector_index if trained is None else None
+        self._trained = trained
+        self._load()
+
+    @classmethod
+    def of(cls, store: IndexStore) -> Searcher:
+        """For the latest version. What cannot be used of a trained index is done without."""
+        snapshot = Snapshot.of(store)
+        try:
+            files = vector_files.described(store.path)
+            trained = None if files is None else (*vector_files.read(store.path, files), files)
+        except UnusableError as e:
+            found = cls(snapshot, None)
+            found._unusable = str(e)
+            return found
+        return cls(snapshot, trained)
+
+    def _load(self) -> None:
+        self._table: Any = None
+        """Arrow's ``HIT_COLUMNS`` of the tail, where that is all there is."""
+        self._alive: Bool | None = None
+        """[positions]; None: all pictures of the trained index have rows."""
+        none = np.zeros(0, np.uint64)
+        self._rows = Positions(key=none, address=none, position=np.zeros(0, np.int64))
+        if self._lance is not None:
+            self._tail_address = none
+        elif self._trained is None:
+            self._tail_address, self._table, embeddings = self.snapshot.embedded()
+            self._tail = ExactIndex(embeddings)
+            self._tail_embeddings: Float16 = embeddings
+        else:
+            index, positions, files = self._trained
+            if files.version == self.snapshot.version:
+                self._rows, self._tail_address = positions, none
+                self._tail_embeddings = np.zeros((0, index.settings.dim), np.float16)
+            else:
+                self._rows, self._tail_address, self._tail_embeddings = _at_present(positions, self.snapshot)
+            alive = np.zeros(len(index), np.bool_)
+            alive[self._rows.position] = True
+            self._alive = None if alive.all() else alive
+            self._tail = ExactIndex(self._tail_embeddings)
+
+    def __len__(self) -> int:
+        if self._lance is not None:
+            return len(self.snapshot)
+        return len(self._rows.address) + len(self._tail_address)
+
+    @property
+    def plan(self) -> SearchPlan:
+        if self._lance is not None:
+            return SearchPlan(method=f"lance {self._lance}", engine="lance", unusable=self._unusable)
+        if self._trained is None:
+            return SearchPlan(method="exact", engine=engine(), unusable=self._unusable)
+        files = self._trained[2]
+        return SearchPlan(method=files.settings.kind, engine=engine(), built=files, tail=len(self._tail_address))
+
+    # ---- finding
+
+    def nearest(self, query: Float32, k: int, *, where: str | None = None) -> tuple[UInt64, Float32]:
+        """Addresses and cosines [n <= k] of the rows nearest to ``query`` [E], best first; equal ones in the order of
+        the table.
+
+        Raises:
+            InputError: ``where`` cannot be understood.
+        """
+        if self._lance is not None:
+            return self.snapshot.nearest(query, min(k, max(1, len(self))), where)
+        kept = None if where is None else self.snapshot.matching(where)
+        addresses, scores = [], []
+        if self._trained is not None:
+            try:
+                found = self._nearest_trained(query, k, kept)
+            except ValueError as e:  # its file is damaged: the embeddings themselves are there
+                self._trained, self._unusable = None, str(e)
+                self._load()
+            else:
+                addresses.append(found[0])
+                scores.append(found[1])
+        allowed = None if kept is None else np.isin(self._tail_address, kept)
+        rows, cosines = self._tail.search(query[None], k, allowed=allowed)
+        there = rows[0] >= 0
+        addresses.append(self._tail_address[rows[0][there]])
+        scores.append(cosines[0][there])
+        address, score = np.concatenate(addresses), np.concatenate(scores)
+        order = np.lexsort((address, -score))[:k]
+        return address[order], score[order]
+
+    def _nearest_trained(self, query: Float32, k: int, kept: UInt64 | None) -> tuple[UInt64, Float32]:
+        assert self._trained is not None
+        index, *_ = self._trained
+        rows, allowed, among = self._rows, self._alive, None
+        if kept is not None:
+            among = np.isin(rows.address, kept)
+            allowed = np.zeros(len(index), np.bool_)
+            allowed[rows.position[among]] = True
+        positions, scores = index.search(query[None], k, allowed=allowed, vectors=self._vectors)
+        there = positions[0] >= 0
+        positions, scores = positions[0][there], scores[0][there]
+        first, last = (np.searchsorted(rows.position, positions, side) for side in ("left", "right"))
+        each = [np.arange(a, b) for a, b in zip(first, last, strict=True)]
+        if among is not None:
+            each = [rows_of[among[rows_of]] for rows_of in each]
+        chosen = np.concatenate([*each, np.zeros(0, np.int64)]).astype(np.int64)
+        return rows.address[chosen], np.repeat(scores, [len(rows_of) for rows_of in each])
+
+    def _vectors(self, positions: Int64) -> Float16:
+        first = np.searchsorted(self._rows.position, positions)
+        return self.snapshot.embeddings_at(self._rows.address[first])
+
+    # ---- what is known of rows
+
+    def rows(self, addresses: UInt64, columns: Sequence[str] = HIT_COLUMNS) -> Any:
+        """Arrow's columns of these rows, in their order."""
+        if self._table is not None and set(columns) <= set(HIT_COLUMNS):
+            return self._table.select(list(columns)).take(self._place(addresses))
+        return self.snapshot.rows_at(addresses, columns)
+
+    def embeddings(self, addresses: UInt64) -> Float32:
+        """[n, E]"""
+        if self._table is not None:
+            return self._tail_embeddings[self._place(addresses)].astype(np.float32)
+        return self.snapshot.embeddings_at(addresses).astype(np.float32)
+
+    @cached_property
+    def background(self) -> Float32:
+        """[n, E]: the embeddings of ``BACKGROUND`` rows drawn at random, or of all, where there are fewer."""
+        if self._lance is not None:
+            addresses = self.snapshot.pictures().address
+        else:
+            addresses = np.concatenate([self._rows.address, self._tail_address])
+        if len(addresses) > BACKGROUND:
+            addresses = np.sort(np.random.default_rng(0).choice(addresses, BACKGROUND, replace=False))
+        return self.embeddings(addresses)
+
+    def _place(self, addresses: UInt64) -> Int64:
+        order = self._order
+        return order[np.searchsorted(self._tail_address[order], addresses)]
+
+    @cached_property
+    def _order(self) -> Int64:
+        return np.argsort(self._tail_address)
+
+
+def _at_present(positions: Positions, snapshot: Snapshot) -> tuple[Positions, UInt64, Float16]:
+    """The rows that have the pictures of a trained index in another version than the one that it was built for, and the
+    addresses and embeddings of all others."""
+    now = snapshot.pictures()
+    order = np.argsort(positions.key)
+    place = np.minimum(np.searchsorted(positions.key[order], now.key), max(0, len(order) - 1))
+    position = order[place] if len(order) else np.zeros(len(now.key), np.int64)
+    covered = positions.key[position] == now.key if len(order) else np.zeros(len(now.key), np.bool_)
+    by_position = np.argsort(position[covered], kind="stable")
+    rows = Positions(
+        key=positions.key,
+        address=now.address[covered][by_position],
+        position=position[covered][by_position].astype(np.int64),
+    )
+    tail = now.address[~covered]
+    if len(tail) < _READ_ONE_BY_ONE:
+        return rows, tail, snapshot.embeddings_at(tail)
+    return rows, tail, np.concatenate(list(snapshot.embedding_batches(~covered)))
+
+
+# ---- building
+
+
+def choose(rows: int, dim: int, *, memory: int | None = None) -> tuple[Literal["exact"] | Kind, int]:
+    """The kind of index for so many embeddings, and the bits that it keeps of each number, for ``ivf-rabitq``.
+
+    ``memory``: bytes that are free; None: as the system says.
+    """
+    size = 2 * rows * dim
+    memory = free_memory() if memory is None else memory
+    if size <= EXACT_BYTES:
+        return "exact", 16
+    if size <= MEMORY_SHARE * memory:
+        return "ivf", 16
+    return "ivf-rabitq", 4 if size / 4 <= MEMORY_SHARE * memory else 1
+
+
+def free_memory() -> int:
+    """Bytes that new work may take, roughly."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as f:
+            for line in f:
+                if line.startswith("MemAvailable:"):
+                    return int(line.split()[1]) * 1024
+    except (OSError, ValueError, IndexError):
+        pass
+    return 8 * 2**30
+
+
+def build_vectors(store: IndexStore, choice: Choice = "auto", *, only_if_worth: bool = False) -> VectorFiles | None:
+    """Train a vector index over all pictures and put it into the index; whoever calls it holds ``store.writing``.
+
+    Args:
+        choice: ``exact`` takes away what is there; ``auto`` is :func:`choose`.
+        only_if_worth: leave what is there, unless ``choice`` differs from it or its tail has grown to ``TAIL_SHARE``.
+
+    Returns: what was built; None where nothing was.
+
+    Raises:
+        InputError: there are no pictures, or FAISS is not at hand.
+        IndexCorruptedError: an embedding is missing or not finite.
+    """
+    snapshot = Snapshot.of(store)
+    now = snapshot.pictures()
+    dim = store.manifest.embedding_dim
+    if choice == "lance":
+        vector_files.remove(store.path)
+        store.index_vectors()
+        return None
+    store.drop_vector_index()
+    kind, bits = choose(len(now.key), dim) if choice == "auto" else (choice, 4)
+    if kind == "exact":
+        vector_files.remove(store.path)
+        return None
+    if only_if_worth and not _is_worth(store, kind, now.key):
+        return None
+    if len(now.key) == 0:
+        raise InputError("There are no pictures to train a vector index on.")
+    start = time.perf_counter()
+    key, first, position = np.unique(now.key, return_index=True, return_inverse=True)
+    # positions in the order of the table, because that is how the embeddings come
+    order = np.argsort(first)
+    rank = np.empty_like(order)
+    rank[order] = np.arange(len(order))
+    position = rank[position]
+    chosen = np.zeros(len(now.key), np.bool_)
+    chosen[first] = True
+    try:
+        index = build(kind, lambda: snapshot.embedding_batches(chosen), rows=len(key), dim=dim, bits=bits)
+    except ValueError as e:
+        raise InputError(f"No vector index of kind {kind} can be built: {e}.") from e
+    by_position = np.argsort(position, kind="stable")
+    positions = Positions(
+        key=key[order], address=now.address[by_position], position=position[by_position].astype(np.int64)
+    )
+    seconds = time.perf_counter() - start
+    return vector_files.write(store.path, index, positions, version=snapshot.version, seconds=seconds)
+
+
+def _is_worth(store: IndexStore, kind: Kind, keys: UInt64) -> bool:
+    try:
+        files = vector_files.described(store.path)
+        if files is None or files.settings.kind != kind:
+            return True
+        _, positions = vector_files.read(store.path, files)
+    except UnusableError:
+        return True
+    held = int(np.isin(np.unique(keys), positions.key).sum())
+    missing = len(np.unique(keys)) - held
+    gone = len(positions.key) - held
+    return missing + gone > TAIL_SHARE * len(positions.key)

@@ -1,0 +1,185 @@
+"""One version of the table of pictures, held still while others write: what searches read.
+
+A row is named by its *address* in that version (Lance's fragment and offset, 64 bits), a picture by its *key*: the
+first 64 bits of its content id. Two of a million different pictures share a key with a probability of 3e-8.
+
+Shapes: N rows, n rows asked for, E embedding size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from fwd2bot_index import conditions
+from fwd2bot_index.keys import content_keys
+from fwd2bot_index.store import BATCH_BYTES, IndexStore, corrupted, or_corrupted
+
+if TYPE_CHECKING:
+    from fwd2bot_index.payloads import Float32
+    from fwd2bot_index.store import Float16
+
+UInt64: TypeAlias = npt.NDArray[np.uint64]
+T = TypeVar("T")
+
+FOUND: Final = "status = 'ok'"
+"""Rows that a search can find."""
+HIT_COLUMNS: Final = ("uri", "id", "width", "height")
+_ADDRESSES_PER_READ: Final = 10_000
+
+
+@dataclass(frozen=True)
+class PictureRows:
+    """Rows that can be found, in the order of the table."""
+
+    address: UInt64
+    """[N]"""
+    key: UInt64
+    """[N]"""
+
+
+class Snapshot:
+    """The rows of one version."""
+
+    def __init__(self, folder: Path, dataset: Any, embedding_dim: int) -> None:
+        self._folder = folder
+        self._dataset = dataset
+        self._dim = embedding_dim
+
+    @classmethod
+    def of(cls, store: IndexStore) -> Snapshot:
+        """The latest version."""
+        return cls(store.path, store.pinned_images(), store.manifest.embedding_dim)
+
+    @cached_property
+    def version(self) -> int:
+        return int(self._dataset.version)
+
+    def __len__(self) -> int:
+        return int(self._read(partial(self._dataset.count_rows, filter=FOUND)))
+
+    def pictures(self) -> PictureRows:
+        """All that can be found."""
+        table = self._scan(["id"], where=FOUND)
+        return PictureRows(address=_addresses(table), key=content_keys(table.column("id")))
+
+    def matching(self, where: str) -> UInt64:
+        """[n], sorted: the addresses of the rows that can be found and fulfil a condition in SQL.
+
+        Raises:
+            InputError: the condition cannot be understood.
+        """
+        found = self._scan(["status"], where=self.checked(where))
+        ok = pc.equal(found.column("status"), "ok").to_numpy(zero_copy_only=False).astype(bool)
+        return np.sort(_addresses(found)[ok])
+
+    def checked(self, where: str) -> str:
+        """The condition, ready to be joined to others.
+
+        Raises:
+            InputError: it cannot be understood.
+        """
+
+        def plan(condition: str) -> object:
+            return self._dataset.scanner(filter=condition, columns=["uri"]).explain_plan()
+
+        hidden = {"embedding", "checksum"}
+        return conditions.check(where, plan, [name for name in self._dataset.schema.names if name not in hidden])
+
+    def embedded(self) -> tuple[UInt64, Any, Float16]:
+        """Addresses [N], Arrow's ``HIT_COLUMNS`` and embeddings [N, E] of all that can be found.
+
+        Raises:
+            IndexCorruptedError: an embedding is missing or not finite.
+        """
+        table = self._scan([*HIT_COLUMNS, "embedding"], where=FOUND)
+        return _addresses(table), table.select(list(HIT_COLUMNS)), self._matrix(table)
+
+    def embedding_batches(self, chosen: npt.NDArray[np.bool_]) -> Iterator[Float16]:
+        """The embeddings of the ``chosen`` [N] of all rows that can be found, batch by batch, in the table's order.
+
+        Raises:
+            IndexCorruptedError: as :meth:`embedded`.
+        """
+        rows = max(1024, BATCH_BYTES // (2 * self._dim))
+        scanner = self._dataset.scanner(columns=["embedding"], filter=FOUND, batch_size=rows)
+        batches = iter(scanner.to_batches())
+        start = 0
+        while (batch := self._read(lambda: next(batches, None))) is not None:
+            matrix = self._matrix(pa.table(batch))
+            yield matrix[chosen[start : start + len(matrix)]]
+            start += len(matrix)
+
+    def rows_at(self, addresses: UInt64, columns: Sequence[str] = HIT_COLUMNS) -> Any:
+        """Arrow's columns of the rows at these addresses, in their order."""
+        parts = []
+        for start in range(0, max(1, len(addresses)), _ADDRESSES_PER_READ):
+            wanted = addresses[start : start + _ADDRESSES_PER_READ]
+            condition = f"_rowaddr IN ({', '.join(map(str, wanted.tolist()))})" if len(wanted) else "false"
+            table = self._scan(list(columns), where=condition)
+            there = _addresses(table)
+            order = np.argsort(there)
+            place = np.searchsorted(there[order], wanted)
+            if len(there) < len(np.unique(wanted)):
+                raise corrupted(self._folder, "rows that a search found are not there")
+            parts.append(table.take(order[place]))
+        return pa.concat_tables(parts).drop_columns(["_rowaddr"])
+
+    def embeddings_at(self, addresses: UInt64) -> Float16:
+        """[n, E]"""
+        return self._matrix(self.rows_at(addresses, ["embedding"]))
+
+    # ---- LanceDB's own vector index
+
+    @cached_property
+    def vector_index(self) -> str | None:
+        """The kind of Lance's own index of the embeddings; None: there is none."""
+        found = self._read(self._dataset.describe_indices)
+        return next((str(index.index_type) for index in found if "embedding" in index.field_names), None)
+
+    def nearest(self, query: Float32, k: int, where: str | None) -> tuple[UInt64, Float32]:
+        """Addresses and cosines of the rows that Lance's own index finds nearest to ``query`` [E], best first; rows
+        that it does not cover yet are compared one by one."""
+        condition = FOUND if where is None else f"{self.checked(where)} AND {FOUND}"
+        wanted = {"column": "embedding", "q": query, "k": k, "metric": "dot", "nprobes": 64, "refine_factor": 10}
+
+        def read() -> Any:
+            return self._dataset.to_table(
+                columns=["embedding"], nearest=wanted, filter=condition, prefilter=True, **_WITH_ADDRESS
+            )
+
+        table = self._read(read)
+        addresses = _addresses(table)
+        scores = self._matrix(table).astype(np.float32) @ query
+        order = np.lexsort((addresses, -scores))[:k]
+        return addresses[order], scores[order]
+
+    # ---- helpers
+
+    def _scan(self, columns: list[str], *, where: str) -> Any:
+        return self._read(partial(self._dataset.to_table, columns=columns, filter=where, **_WITH_ADDRESS))
+
+    def _matrix(self, table: Any) -> Float16:
+        column = table.column("embedding")
+        matrix: Float16 = column.combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(-1, self._dim)
+        if column.null_count or not np.isfinite(matrix).all():
+            raise corrupted(self._folder, "an embedding is missing or not finite")
+        return matrix
+
+    def _read(self, read: Callable[[], T]) -> T:
+        return or_corrupted(self._folder, read)
+
+
+_WITH_ADDRESS: Final = {"with_row_address": True}
+
+
+def _addresses(table: Any) -> UInt64:
+    return np.asarray(table.column("_rowaddr").to_numpy(), np.uint64)

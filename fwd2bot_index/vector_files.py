@@ -1,0 +1,199 @@
+"""The trained vector index of an index, on disk.
+
+::
+
+    INDEX/faiss/
+      current.json          which of the files below is in use, what made it, its recall and its effort
+      NAME.faiss            FAISS's own file: positions 0 to N - 1 of pictures
+      NAME.safetensors      key [N] of the picture at each position; address [M] and position [M] of the rows that had
+                            those pictures in one version of the table, sorted by position
+
+It is made of the table and can always be made again: what is wrong with it is a reason to search without it, and no
+damage to the index. ``current.json`` is written last; a reader that has the files of before goes on with them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from fwd2bot_index.store import write_atomically
+from fwd2bot_index.vector_index import DEPTHS, KINDS, Settings, TrainedIndex
+
+FOLDER: Final = "faiss"
+_CURRENT: Final = "current.json"
+_MAX_ROWS: Final = 2**40
+
+
+class UnusableError(Exception):
+    """Why a vector index cannot be used."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VectorFiles:
+    """What ``current.json`` says."""
+
+    name: str
+    settings: Settings
+    version: int
+    """Of the table of pictures, when the index was built."""
+    table_rows: int
+    """Rows of the table that it covers; more than its pictures where several files have the same bytes."""
+    created: str
+    """ISO 8601, UTC."""
+    seconds: float
+    """That building took."""
+    index_bytes: int
+    sha256: str
+    """Of NAME.faiss."""
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, raw: str) -> VectorFiles:
+        """
+        Raises:
+            UnusableError: nothing that this version wrote.
+        """
+        try:
+            fields: dict[str, Any] = json.loads(raw)
+            inner = fields["settings"]
+            effort, recall = inner["effort"], inner["recall"]
+            settings = Settings(**{**inner, "effort": tuple(effort), "recall": tuple(recall)})
+            found = cls(**{**fields, "settings": settings})
+        except (ValueError, TypeError, KeyError) as e:
+            raise UnusableError(f"its {_CURRENT} cannot be read") from e
+        numbers = (settings.rows, settings.dim, settings.candidates, *effort, found.table_rows, found.version)
+        if not all(isinstance(n, int) and 0 < n < _MAX_ROWS for n in numbers) or len(effort) != len(DEPTHS):
+            raise UnusableError(f"its {_CURRENT} has numbers that cannot be")
+        if settings.kind not in KINDS or not str(found.name).isalnum():
+            raise UnusableError(f"its {_CURRENT} is of no kind that this version knows")
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Positions:
+    """What the positions of a trained index stand for."""
+
+    key: npt.NDArray[np.uint64]
+    """[N], of the picture at each position."""
+    address: npt.NDArray[np.uint64]
+    """[M], of rows."""
+    position: npt.NDArray[np.int64]
+    """[M], of the picture of each of them; sorted."""
+
+
+def described(folder: Path) -> VectorFiles | None:
+    """What is said of the vector index of the index in ``folder``; None: there is none.
+
+    Raises:
+        UnusableError: it cannot be understood.
+    """
+    try:
+        return VectorFiles.from_json((folder / FOLDER / _CURRENT).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as e:
+        raise UnusableError(f"its {_CURRENT} cannot be read") from e
+
+
+def read(folder: Path, files: VectorFiles) -> tuple[TrainedIndex, Positions]:
+    """The vector index itself.
+
+    Raises:
+        UnusableError: a file is missing, or not what was written.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    index_path, rows_path = (folder / FOLDER / f"{files.name}{end}" for end in (".faiss", ".safetensors"))
+    expected = 8 * files.settings.rows + 16 * files.table_rows
+    try:
+        if index_path.stat().st_size != files.index_bytes or not 0 <= rows_path.stat().st_size - expected < 4096:
+            raise UnusableError("a file has another size than was written")
+        index = TrainedIndex.read(index_path, files.settings)
+        arrays = load_file(rows_path)
+        found = Positions(key=arrays["key"], address=arrays["address"], position=arrays["position"])
+    except (OSError, ValueError, KeyError, SafetensorError) as e:
+        raise UnusableError(" ".join(str(e).split())) from e
+    shapes = (len(found.key), len(found.address), len(found.position))
+    types = [array.dtype.name for array in (found.key, found.address, found.position)]
+    if shapes != (len(index), files.table_rows, files.table_rows) or types != ["uint64", "uint64", "int64"]:
+        raise UnusableError("its positions are not those of its vectors")
+    if len(found.position) and (found.position[0] < 0 or found.position[-1] >= len(index)):
+        raise UnusableError("its positions are not those of its vectors")
+    return index, found
+
+
+def write(folder: Path, index: TrainedIndex, positions: Positions, *, version: int, seconds: float) -> VectorFiles:
+    """Put a vector index in the place of the one before."""
+    from safetensors.numpy import save_file
+
+    place = folder / FOLDER
+    place.mkdir(exist_ok=True)
+    name = f"{index.settings.kind.replace('-', '')}{version}x{secrets.token_hex(4)}"
+    path = place / f"{name}.faiss"
+    index.write(path)
+    save_file(
+        {name: getattr(positions, name) for name in ("key", "address", "position")}, place / f"{name}.safetensors"
+    )
+    files = VectorFiles(
+        name=name,
+        settings=index.settings,
+        version=version,
+        table_rows=len(positions.address),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        seconds=round(seconds, 1),
+        index_bytes=path.stat().st_size,
+        sha256=_sha256(path),
+    )
+    write_atomically(place / _CURRENT, files.to_json().encode())
+    _sweep(place, keep=files.name)
+    return files
+
+
+def remove(folder: Path) -> None:
+    """Take the vector index away."""
+    place = folder / FOLDER
+    if place.is_dir():
+        (place / _CURRENT).unlink(missing_ok=True)
+        _sweep(place, keep=None)
+
+
+def problem(folder: Path) -> str | None:
+    """What is wrong with the vector index: all of its bytes are read. None: nothing, or there is none."""
+    try:
+        files = described(folder)
+        if files is not None:
+            read(folder, files)
+            if _sha256(folder / FOLDER / f"{files.name}.faiss") != files.sha256:
+                return "its bytes are not those that were written"
+    except (UnusableError, OSError) as e:
+        return str(e)
+    return None
+
+
+def _sweep(place: Path, *, keep: str | None) -> None:
+    for path in _files(place):
+        if path.stem != keep:
+            path.unlink(missing_ok=True)
+
+
+def _files(place: Path) -> Iterator[Path]:
+    yield from place.glob("*.faiss")
+    yield from place.glob("*.safetensors")
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
