@@ -48,6 +48,7 @@ from fwd2bot_index.listing import FoundFile, list_files
 from fwd2bot_index.metadata import Joined, Metadata, join, read_metadata
 from fwd2bot_index.patterns import Patterns
 from fwd2bot_index.payloads import Float32
+from fwd2bot_index.searching import refresh_vectors
 from fwd2bot_index.store import ImageRow, IndexStore, KnownFiles, local_folder, writing
 from fwd2bot_index.types import Compressor, IndexReport, ModelIdentity, SkippedFile
 from fwd2bot_index.write_buffer import Copy, WriteBuffer
@@ -394,6 +395,7 @@ class _Run:
             store.commit(rows, {})
         if gone or changes.archives or self._buffer.outcomes:
             store.tidy()
+            refresh_vectors(store)
 
     def _describe(self, paths: Sequence[str | Path]) -> None:
         """Join the metadata."""

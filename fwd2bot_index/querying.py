@@ -13,6 +13,7 @@ Shapes: n hits, K summary tokens, D hidden size, E embedding size.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Callable, Sequence, Set
@@ -38,7 +39,7 @@ from fwd2bot_index.types import Answer, Compressor, Hit, ImageInput
 if TYPE_CHECKING:
     from fwd2bot_index.config import Manifest
     from fwd2bot_index.payloads import Float32
-    from fwd2bot_index.searching import Searcher, SearchPlan
+    from fwd2bot_index.searching import Searcher
     from fwd2bot_index.store import EmbeddedRows, ImageRow, IndexStore, StoreStats
     from fwd2bot_index.text_encoder import TextEncoder
 
@@ -188,6 +189,8 @@ class Index:
         if len(query) > MAX_TERMS:
             raise InputError(f"A query has {MAX_TERMS} terms at most, not {len(query)}.")
         self._check_not_empty()
+        if where is not None:
+            self._searcher.snapshot.checked(where)  # before a model is loaded for nothing
         embedded = [self._embed(term) for term in query]
         embeddings = np.stack([embedding for embedding, _ in embedded])
         background = self._searcher.background if len(query) > 1 else embeddings
@@ -225,7 +228,7 @@ class Index:
             kept = [i for i, hit in enumerate(hits) if hit.id not in without]
             if selection.collapse is not None:
                 kept, hits = _collapsed(kept, hits, searcher.embeddings(addresses), selection.collapse)
-            if complete or len(kept) >= pool:
+            if complete or (len(kept) >= pool and _has_copies(selection, scores, kept[pool - 1], wanted)):
                 break
             wanted *= 2
         if selection.diversity and kept:
@@ -268,11 +271,6 @@ class Index:
         if len({row.id for row in found}) > 1:
             raise InputError(f"{len({row.id for row in found})} pictures of the index have ids that begin with {like}.")
         return found[0]
-
-    @property
-    def plan(self) -> SearchPlan:
-        """How searches are done."""
-        return self._searcher.plan
 
     def embed_text(self, text: str) -> Float32:
         """[E], unit length.
@@ -398,6 +396,15 @@ def _hits(rows: Any, scores: Float32, background: Background) -> list[Hit]:
         Hit(rank=0, score=score, z=background.z(score), id=id_, uri=uri, width=width, height=height)
         for score, id_, uri, width, height in zip(scores.tolist(), *columns, strict=True)
     ]
+
+
+def _has_copies(selection: Selection, scores: Float32, last: int, wanted: int) -> bool:
+    """Whether the copies of the last picture that is needed are among those found: unit vectors with a cosine of t lie
+    sqrt(2 - 2 t) apart, and their scores no further."""
+    if selection.collapse is None:
+        return True
+    apart = math.sqrt(max(0.0, 2 - 2 * selection.collapse)) + 1e-3
+    return bool(scores[-1] < scores[last] - apart) or wanted > 20 * (selection.skip + selection.top) + MAX_DIVERSE_POOL
 
 
 def _collapsed(kept: list[int], hits: list[Hit], embeddings: Float32, threshold: float) -> tuple[list[int], list[Hit]]:

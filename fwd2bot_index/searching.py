@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
@@ -19,8 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fwd2bot_index import vector_files
-from fwd2bot_index.errors import InputError
-from fwd2bot_index.snapshots import HIT_COLUMNS, Snapshot
+from fwd2bot_index.errors import IndexWriteError, InputError
+from fwd2bot_index.snapshots import HIT_COLUMNS, PictureRows, Snapshot
 from fwd2bot_index.vector_files import Positions, UnusableError, VectorFiles
 from fwd2bot_index.vector_index import ExactIndex, Kind, TrainedIndex, build, engine
 
@@ -39,8 +39,6 @@ MEMORY_SHARE: Final = 0.25
 """Of the machine's free memory, that an index in full precision may take."""
 TAIL_SHARE: Final = 0.1
 """Of the rows, from which a tail is worth building again for."""
-_READ_ONE_BY_ONE: Final = 2000
-"""Rows; a longer tail is read by going through the whole table."""
 BACKGROUND: Final = 2048
 """Rows that stand for all, where a score is compared with those of the corpus."""
 
@@ -64,7 +62,6 @@ class Searcher:
 
     def __init__(self, snapshot: Snapshot, trained: tuple[TrainedIndex, Positions, VectorFiles] | None) -> None:
         self.snapshot = snapshot
-        self._unusable: str | None = None
         self._lance = snapshot.vector_index if trained is None else None
         self._trained = trained
         self._load()
@@ -76,10 +73,8 @@ class Searcher:
         try:
             files = vector_files.described(store.path)
             trained = None if files is None else (*vector_files.read(store.path, files), files)
-        except UnusableError as e:
-            found = cls(snapshot, None)
-            found._unusable = str(e)
-            return found
+        except UnusableError:  # `fwd2bot info` says why
+            trained = None
         return cls(snapshot, trained)
 
     def _load(self) -> None:
@@ -101,7 +96,10 @@ class Searcher:
                 self._rows, self._tail_address = positions, none
                 self._tail_embeddings = np.zeros((0, index.settings.dim), np.float16)
             else:
-                self._rows, self._tail_address, self._tail_embeddings = _at_present(positions, self.snapshot)
+                now = self.snapshot.pictures()
+                self._rows, covered = _at_present(positions, now)
+                self._tail_address = now.address[~covered]
+                self._tail_embeddings = self.snapshot.embeddings_of(now, ~covered)
             alive = np.zeros(len(index), np.bool_)
             alive[self._rows.position] = True
             self._alive = None if alive.all() else alive
@@ -111,15 +109,6 @@ class Searcher:
         if self._lance is not None:
             return len(self.snapshot)
         return len(self._rows.address) + len(self._tail_address)
-
-    @property
-    def plan(self) -> SearchPlan:
-        if self._lance is not None:
-            return SearchPlan(method=f"lance {self._lance}", engine="lance", unusable=self._unusable)
-        if self._trained is None:
-            return SearchPlan(method="exact", engine=engine(), unusable=self._unusable)
-        files = self._trained[2]
-        return SearchPlan(method=files.settings.kind, engine=engine(), built=files, tail=len(self._tail_address))
 
     # ---- finding
 
@@ -137,8 +126,8 @@ class Searcher:
         if self._trained is not None:
             try:
                 found = self._nearest_trained(query, k, kept)
-            except ValueError as e:  # its file is damaged: the embeddings themselves are there
-                self._trained, self._unusable = None, str(e)
+            except ValueError:  # its file is damaged: the embeddings themselves are there
+                self._trained = None
                 self._load()
             else:
                 addresses.append(found[0])
@@ -208,24 +197,40 @@ class Searcher:
         return np.argsort(self._tail_address)
 
 
-def _at_present(positions: Positions, snapshot: Snapshot) -> tuple[Positions, UInt64, Float16]:
-    """The rows that have the pictures of a trained index in another version than the one that it was built for, and the
-    addresses and embeddings of all others."""
-    now = snapshot.pictures()
+def _at_present(positions: Positions, now: PictureRows) -> tuple[Positions, Bool]:
+    """The rows that have the pictures of a trained index in another version of the table than the one that it was built
+    for; and [N], whether each row is one of them."""
+    if len(positions.key) == 0 or len(now.key) == 0:
+        none = np.zeros(0, np.int64)
+        return replace(positions, address=none.astype(np.uint64), position=none), np.zeros(len(now.key), np.bool_)
     order = np.argsort(positions.key)
-    place = np.minimum(np.searchsorted(positions.key[order], now.key), max(0, len(order) - 1))
-    position = order[place] if len(order) else np.zeros(len(now.key), np.int64)
-    covered = positions.key[position] == now.key if len(order) else np.zeros(len(now.key), np.bool_)
+    place = np.minimum(np.searchsorted(positions.key[order], now.key), len(order) - 1)
+    position = order[place]
+    covered = positions.key[position] == now.key
     by_position = np.argsort(position[covered], kind="stable")
-    rows = Positions(
-        key=positions.key,
+    rows = replace(
+        positions,
         address=now.address[covered][by_position],
         position=position[covered][by_position].astype(np.int64),
     )
-    tail = now.address[~covered]
-    if len(tail) < _READ_ONE_BY_ONE:
-        return rows, tail, snapshot.embeddings_at(tail)
-    return rows, tail, np.concatenate(list(snapshot.embedding_batches(~covered)))
+    return rows, covered
+
+
+def plan_of(store: IndexStore) -> SearchPlan:
+    """How searches of the latest version would be done, found out without reading embeddings."""
+    snapshot = Snapshot.of(store)
+    if kind := snapshot.vector_index:
+        return SearchPlan(method=f"lance {kind}", engine="lance")
+    try:
+        if (files := vector_files.described(store.path)) is not None:
+            index, positions = vector_files.read(store.path, files)
+            tail = 0
+            if files.version != snapshot.version:
+                tail = int((~_at_present(positions, snapshot.pictures())[1]).sum())
+            return SearchPlan(method=index.settings.kind, engine=engine(), built=files, tail=tail)
+    except UnusableError as e:
+        return SearchPlan(method="exact", engine=engine(), unusable=str(e))
+    return SearchPlan(method="exact", engine=engine())
 
 
 # ---- building
@@ -257,32 +262,55 @@ def free_memory() -> int:
     return 8 * 2**30
 
 
-def build_vectors(store: IndexStore, choice: Choice = "auto", *, only_if_worth: bool = False) -> VectorFiles | None:
+def refresh_vectors(store: IndexStore) -> VectorFiles | None:
+    """What ends an indexing run: train a vector index where there should be one, and again where the tail of one has
+    grown to ``TAIL_SHARE``. Whoever calls it holds ``store.writing``. Returns what was built.
+
+    Raises:
+        IndexCorruptedError: an embedding is missing or not finite.
+    """
+    snapshot = Snapshot.of(store)
+    if snapshot.vector_index is not None or not engine().startswith("faiss"):
+        return None
+    try:
+        files = vector_files.described(store.path)
+        if files is not None:
+            _, positions = vector_files.read(store.path, files)
+            keys = np.unique(snapshot.pictures().key)
+            held = int(np.isin(keys, positions.key).sum())
+            stale = (len(keys) - held) + (len(positions.key) - held)
+            return build_vectors(store, files.settings.kind) if stale > TAIL_SHARE * len(positions.key) else None
+    except UnusableError:
+        pass
+    if choose(len(snapshot), store.manifest.embedding_dim)[0] == "exact":
+        return None
+    return build_vectors(store)
+
+
+def build_vectors(store: IndexStore, choice: Choice = "auto") -> VectorFiles | None:
     """Train a vector index over all pictures and put it into the index; whoever calls it holds ``store.writing``.
 
     Args:
         choice: ``exact`` takes away what is there; ``auto`` is :func:`choose`.
-        only_if_worth: leave what is there, unless ``choice`` differs from it or its tail has grown to ``TAIL_SHARE``.
 
-    Returns: what was built; None where nothing was.
+    Returns: what was built; None for ``exact``, and for ``lance``, whose index is a part of the table.
 
     Raises:
         InputError: there are no pictures, or FAISS is not at hand.
         IndexCorruptedError: an embedding is missing or not finite.
+        IndexWriteError: it could not be written.
     """
-    snapshot = Snapshot.of(store)
-    now = snapshot.pictures()
-    dim = store.manifest.embedding_dim
     if choice == "lance":
         vector_files.remove(store.path)
         store.index_vectors()
         return None
     store.drop_vector_index()
+    snapshot = Snapshot.of(store)
+    now = snapshot.pictures()
+    dim = store.manifest.embedding_dim
     kind, bits = choose(len(now.key), dim) if choice == "auto" else (choice, 4)
     if kind == "exact":
         vector_files.remove(store.path)
-        return None
-    if only_if_worth and not _is_worth(store, kind, now.key):
         return None
     if len(now.key) == 0:
         raise InputError("There are no pictures to train a vector index on.")
@@ -304,18 +332,7 @@ def build_vectors(store: IndexStore, choice: Choice = "auto", *, only_if_worth: 
         key=key[order], address=now.address[by_position], position=position[by_position].astype(np.int64)
     )
     seconds = time.perf_counter() - start
-    return vector_files.write(store.path, index, positions, version=snapshot.version, seconds=seconds)
-
-
-def _is_worth(store: IndexStore, kind: Kind, keys: UInt64) -> bool:
     try:
-        files = vector_files.described(store.path)
-        if files is None or files.settings.kind != kind:
-            return True
-        _, positions = vector_files.read(store.path, files)
-    except UnusableError:
-        return True
-    held = int(np.isin(np.unique(keys), positions.key).sum())
-    missing = len(np.unique(keys)) - held
-    gone = len(positions.key) - held
-    return missing + gone > TAIL_SHARE * len(positions.key)
+        return vector_files.write(store.path, index, positions, version=snapshot.version, seconds=seconds)
+    except (OSError, RuntimeError) as e:  # FAISS knows no kind of error but the latter
+        raise IndexWriteError(f"The vector index in {store.path} could not be written: {e}.") from e

@@ -34,6 +34,8 @@ FOUND: Final = "status = 'ok'"
 """Rows that a search can find."""
 HIT_COLUMNS: Final = ("uri", "id", "width", "height")
 _ADDRESSES_PER_READ: Final = 10_000
+_READ_ONE_BY_ONE: Final = 2000
+"""Rows; more are read by going through the whole table."""
 
 
 @dataclass(frozen=True)
@@ -136,6 +138,13 @@ class Snapshot:
     def embeddings_at(self, addresses: UInt64) -> Float16:
         """[n, E]"""
         return self._matrix(self.rows_at(addresses, ["embedding"]))
+
+    def embeddings_of(self, pictures: PictureRows, chosen: npt.NDArray[np.bool_]) -> Float16:
+        """[n, E]: those of the ``chosen`` [N] of all rows."""
+        addresses = pictures.address[chosen]
+        if len(addresses) <= _READ_ONE_BY_ONE:
+            return self.embeddings_at(addresses)
+        return np.concatenate(list(self.embedding_batches(chosen)))
 
     # ---- LanceDB's own vector index
 

@@ -572,7 +572,10 @@ class IndexStore:
 
         def write() -> None:
             self._images.checkout_latest()
-            self._images.create_index("embedding", "IVF_RQ", metric="dot", num_bits=4, replace=True)
+            if self.manifest.embedding_dim % 8:  # which IVF_RQ cannot take
+                self._images.create_index("embedding", "IVF_FLAT", metric="dot", replace=True)
+            else:
+                self._images.create_index("embedding", "IVF_RQ", metric="dot", num_bits=4, replace=True)
 
         or_write_error(self.path, write)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -10,6 +11,9 @@ from fwd2bot_cli.console import printable, shown, size
 from fwd2bot_cli.location import existing_index
 from fwd2bot_cli.options import Debug, IndexFolder, Json, Quiet
 from fwd2bot_cli.session import session_of
+
+if TYPE_CHECKING:
+    from fwd2bot_index.vector_files import VectorFiles
 
 
 def info(
@@ -20,11 +24,13 @@ def info(
     debug: Debug = False,
 ) -> None:
     """Show where the index is, what made it, what it holds and how big it is."""
+    from fwd2bot_index.searching import plan_of
     from fwd2bot_index.store import IndexStore
 
     output = session_of(context).output
     store = IndexStore.open(existing_index(index))
     manifest, stats = store.manifest, store.stats()
+    plan = plan_of(store)
     per_picture = stats.total_bytes / stats.pictures if stats.pictures else None
     if as_json:
         output.json(
@@ -32,6 +38,7 @@ def info(
                 "index": str(store.path),
                 **asdict(manifest),
                 "columns": {name: str(kind) for name, kind in store.user_columns().items()},
+                "search": asdict(plan),
                 "files": stats.files,
                 "pictures": stats.pictures,
                 "skipped": [{"path": s.uri, "reason": s.reason} for s in store.known_files().skipped()],
@@ -56,8 +63,29 @@ def info(
             ("files", f"{stats.files} indexed, {stats.skipped} skipped"),
             ("pictures", f"{stats.pictures} different"),
             ("columns", ", ".join(f"{name} ({kind})" for name, kind in store.user_columns().items()) or "none"),
+            ("search", f"{described(plan.built)}{_tail(plan.tail)}" if plan.built else f"{plan.method}, {plan.engine}"),
             ("tokens", size(stats.tokens_bytes)),
             ("names and embeddings", size(stats.images_bytes)),
             ("all", size(stats.total_bytes) + (f", {size(per_picture)} per picture" if per_picture else "")),
         ],
     )
+    if plan.unusable:
+        output.warning(
+            f"The vector index cannot be used ({printable(plan.unusable)}): searches compare all embeddings. "
+            "`fwd2bot optimize` builds it again."
+        )
+
+
+def described(files: VectorFiles) -> str:
+    """A trained vector index, for eyes."""
+    from fwd2bot_index.vector_index import DEPTHS
+
+    settings = files.settings
+    unit = "ef" if settings.kind == "hnsw" else "lists probed"
+    recalls = ", ".join(f"recall@{depth} {recall:.3f}" for depth, recall in zip(DEPTHS, settings.recall, strict=True))
+    again = f", {settings.candidates} times the results scored again" if settings.candidates > 1 else ""
+    return f"{settings.kind} over {settings.rows} pictures: {settings.effort[0]} {unit}{again}; {recalls} when built"
+
+
+def _tail(rows: int) -> str:
+    return f"; {rows} newer ones compared one by one (`fwd2bot optimize` takes them in)" if rows else ""

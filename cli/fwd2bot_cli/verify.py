@@ -38,6 +38,7 @@ def verify(
     Compared are every row, embedding and payload with its checksum, rows with payloads, a sample of decodes, and the
     model, where it is the bundled one or a folder, with the fingerprint in the index. Exit code 1: something is wrong.
     """
+    from fwd2bot_index import vector_files
     from fwd2bot_index.store import IndexStore
     from fwd2bot_index.verifying import verify as verify_store
 
@@ -52,8 +53,11 @@ def verify(
         )
     if problem := _other_model(session, store.manifest):
         found.add(problem)
+    vectors = vector_files.problem(store.path)
     if as_json:
-        output.json({"index": str(store.path), "whole": found.whole, **asdict(found)})
+        output.json(
+            {"index": str(store.path), "whole": found.whole, **asdict(found), "vector_index": vectors or "whole"}
+        )
     else:
         output.fields(
             [
@@ -68,6 +72,8 @@ def verify(
         output.warning(printable(sentence))
     if (rest := found.problem_count - len(found.problems)) > 0:
         output.warning(f"... and {rest} more.")
+    if vectors is not None:  # it is made of the rest, so nothing is lost
+        output.warning(f"The vector index cannot be used ({printable(vectors)}): `fwd2bot optimize` builds it again.")
     if found.orphans and found.whole:
         output.message(f"{found.orphans} pictures have no file any more: `fwd2bot optimize` removes them.")
     if not found.whole:

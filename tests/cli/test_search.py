@@ -5,14 +5,24 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from cli_helpers import FakeModels, Run
+import pytest
+from cli_helpers import FakeModels, Run, draw_colours
+
+
+@pytest.fixture
+def drawn(place: Path, fwd2bot: Run) -> Path:
+    """A folder of its own, to be changed."""
+    draw_colours(place / "pictures")
+    assert fwd2bot("index", "pictures").code == 0
+    return place
 
 
 def test_rows_best_first(fwd2bot: Run, indexed: Path) -> None:
     outcome = fwd2bot("search", "red")
     assert outcome.code == 0
     rows = [line.split("\t") for line in outcome.out.splitlines()]
-    assert rows[0] == ["1", rows[0][1], "pictures/red.png"]
+    assert rows[0] == ["1", rows[0][1], rows[0][2], "pictures/red.png"]
+    assert float(rows[0][2]) > 0 > float(rows[-1][2])
     assert [row[0] for row in rows] == ["1", "2", "3"]
     scores = [float(row[1]) for row in rows]
     assert scores == sorted(scores, reverse=True)
@@ -35,9 +45,9 @@ def test_paths_are_relative_to_the_current_folder(fwd2bot: Run, indexed: Path, m
 def test_json_is_one_document(fwd2bot: Run, indexed: Path) -> None:
     document = json.loads(fwd2bot("search", "green", "--json", "-n", "1").out)
     (hit,) = document["hits"]
-    assert document["query"] == "green"
-    assert document["image"] is None
-    assert set(hit) == {"rank", "path", "score", "id", "width", "height", "metadata"}
+    assert document["terms"] == [{"text": "green", "weight": 1.0}]
+    assert document["where"] is None
+    assert set(hit) == {"rank", "path", "score", "z", "id", "width", "height", "copies", "metadata"}
     assert (hit["rank"], hit["path"]) == (1, str(indexed / "pictures" / "green.png"))
     assert (hit["width"], hit["height"]) == (32, 24)
 
@@ -66,7 +76,7 @@ def test_quiet_keeps_the_data(fwd2bot: Run, indexed: Path, tmp_path: Path) -> No
 
 
 def test_contradictions_are_refused(fwd2bot: Run, indexed: Path, models: FakeModels) -> None:
-    for arguments in ([], ["red", "--image", "pictures/red.png"], ["red", "--json", "-0"], ["  "]):
+    for arguments in ([], ["red", "--json", "-0"], ["  "], ["red^0"], ["red", "--where", "yeer = 3"]):
         outcome = fwd2bot("search", *arguments)
         assert outcome.code == 2
         assert outcome.sentence
@@ -74,3 +84,53 @@ def test_contradictions_are_refused(fwd2bot: Run, indexed: Path, models: FakeMod
     assert fwd2bot("search", "red", "--top", "0").code == 2
     assert "missing" in fwd2bot("search", "red", "--html", "missing/page.html").sentence
     assert models.loads == 0
+
+
+def test_several_terms(fwd2bot: Run, indexed: Path) -> None:
+    best = ["-n", "1", "--paths-only"]
+    assert fwd2bot("search", "red", "green^3", *best).out.endswith("green.png\n")
+    assert fwd2bot("search", "red^3", "--image", "pictures/green.png", *best).out.endswith("red.png\n")
+    assert fwd2bot("search", "red", "--image", "pictures/green.png^3", *best).out.endswith("green.png\n")
+    assert fwd2bot("search", "red", "green", "--minus", "green^2", *best).out.endswith("red.png\n")
+    assert fwd2bot("search", "red", "green", "--minus-image", "pictures/green.png^2", *best).out.endswith("red.png\n")
+    document = json.loads(fwd2bot("search", "red^2", "--minus-image", "pictures/green.png", "--json").out)
+    assert document["terms"] == [{"text": "red", "weight": 2.0}, {"image": "pictures/green.png", "weight": -1.0}]
+
+
+def test_a_file_by_its_whole_name_has_no_weight(fwd2bot: Run, drawn: Path) -> None:
+    (drawn / "pictures" / "green.png").rename(drawn / "pictures" / "green^2")
+    outcome = fwd2bot("search", "--image", "pictures/green^2", "--json")
+    assert json.loads(outcome.out)["terms"] == [{"image": "pictures/green^2", "weight": 1.0}]
+    assert fwd2bot("search", "--image", "pictures/gone.png^2").code == 2
+
+
+def test_like_a_picture_of_the_index(fwd2bot: Run, drawn: Path, models: FakeModels) -> None:
+    (drawn / "pictures" / "red.png").unlink()
+    loads = models.loads
+    hits = json.loads(fwd2bot("search", "--like", "pictures/red.png", "--json").out)["hits"]
+    assert [Path(hit["path"]).name for hit in hits] == ["blue.png", "green.png"]
+    outcome = fwd2bot("search", "--like", hits[0]["id"][:8], "-n", "1")
+    assert "blue.png" not in outcome.out
+    assert models.loads == loads
+    assert "is no picture of the index" in fwd2bot("search", "--like", "pictures/gone.png").sentence
+
+
+def test_pages_conditions_and_cuts(fwd2bot: Run, indexed: Path) -> None:
+    whole = fwd2bot("search", "red").out.splitlines()
+    assert [fwd2bot("search", "red", "-n", "1", "--page", str(p)).out.strip() for p in (1, 2, 3)] == whole
+    assert fwd2bot("search", "red", "--where", "width > 100").out == ""
+    assert len(fwd2bot("search", "red", "--min-z", "1").out.splitlines()) == 1
+    assert len(fwd2bot("search", "red", "--percentile", "99").out.splitlines()) == 1
+    assert len(fwd2bot("search", "red", "--diverse", "0.5").out.splitlines()) == 3
+    outcome = fwd2bot("search", "red", "--where", "wdith = 32")
+    assert outcome.code == 2
+    assert "there is no column wdith (character 1); Did you mean 'width'." in outcome.sentence
+
+
+def test_copies_are_put_together(fwd2bot: Run, drawn: Path) -> None:
+    (drawn / "pictures" / "again.png").write_bytes((drawn / "pictures" / "red.png").read_bytes())
+    assert fwd2bot("index", "pictures").code == 0
+    assert len(fwd2bot("search", "red").out.splitlines()) == 4
+    outcome = fwd2bot("search", "red", "--collapse")
+    assert len(outcome.out.splitlines()) == 3
+    assert "(and 1 like it)" in outcome.out.splitlines()[0]

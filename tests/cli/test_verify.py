@@ -66,7 +66,7 @@ def test_optimize(index: Path, fwd2bot: Run, place: Path) -> None:
     assert document["orphans"] == 1
     assert document["bytes_after"] > 0
     assert "0 pictures without a file removed" in fwd2bot("optimize").err
-    assert fwd2bot("search", "red").out.splitlines()[0] == before.splitlines()[0]
+    assert fwd2bot("search", "red", "-n", "1").out.split("\t")[3] == before.splitlines()[0].split("\t")[3] + "\n"
     assert fwd2bot("verify").code == 0
 
 
@@ -75,3 +75,30 @@ def test_optimize_waits_for_no_writer(index: Path, fwd2bot: Run) -> None:
         outcome = fwd2bot("optimize")
     assert outcome.code == 1
     assert "Another process is writing" in outcome.sentence
+
+
+def test_the_vectors_are_indexed_as_asked(index: Path, fwd2bot: Run) -> None:
+    before = fwd2bot("search", "red").out
+    assert "search\texact, faiss" in fwd2bot("info").out
+    for kind in ("ivf", "ivf-rabitq", "hnsw", "lance", "auto"):
+        document = json.loads(fwd2bot("optimize", "--vectors", kind, "--json").out)
+        built = document["vectors"]["settings"]["kind"] if document["vectors"] else None
+        assert built == (kind if kind not in ("lance", "auto") else None)
+        assert [line.split("\t")[3] for line in fwd2bot("search", "red").out.splitlines()] == [
+            line.split("\t")[3] for line in before.splitlines()
+        ]
+        method = json.loads(fwd2bot("info", "--json").out)["search"]["method"]
+        assert method == {"auto": "exact", "lance": "lance IVF_FLAT"}.get(kind, kind)
+
+
+def test_a_damaged_vector_index_is_no_damage(index: Path, fwd2bot: Run) -> None:
+    outcome = fwd2bot("optimize", "--vectors", "ivf")
+    assert "Searches use ivf over 3 pictures" in outcome.err
+    next((index / "faiss").glob("*.faiss")).write_bytes(b"")
+    for command in ("verify", "info"):
+        outcome = fwd2bot(command)
+        assert outcome.code == 0
+        assert "The vector index cannot be used (a file has another size than was written)" in outcome.err
+    assert fwd2bot("search", "red").code == 0
+    assert fwd2bot("optimize", "--vectors", "ivf").code == 0
+    assert "cannot be used" not in fwd2bot("info").err

@@ -18,6 +18,7 @@ from PIL import Image
 from fwd2bot_index import querying
 from fwd2bot_index.errors import ImageError, IndexEmptyError, IndexMismatchError, IndexNotFoundError, InputError
 from fwd2bot_index.indexing import index_images
+from fwd2bot_index.queries import Term
 from fwd2bot_index.querying import Index, find_index
 from fwd2bot_index.types import Compressor, Hit
 
@@ -113,19 +114,128 @@ def test_hits_are_right_after_changes(index: Index, photos: Path) -> None:
         assert {answer.text for answer in index.ask("which colour?", hits)} == {word}
 
 
-def test_what_makes_no_sense_is_refused(index: Index) -> None:
-    with pytest.raises(InputError, match="one of the two"):
+def test_what_makes_no_sense_is_refused(index: Index, photos: Path) -> None:
+    with pytest.raises(InputError, match="Search for something"):
         index.search()
-    with pytest.raises(InputError, match="one of the two"):
-        index.search("red", image=b"")
     with pytest.raises(InputError, match="empty"):
         index.search("  ")
+    with pytest.raises(InputError, match="20,000 characters"):
+        index.search("x" * 20_000)
+    with pytest.raises(InputError, match="100 terms"):
+        index.search(*["red"] * 101)
     with pytest.raises(InputError, match="At least one"):
         index.search("red", top=0)
     with pytest.raises(ImageError, match="No such file"):
         index.search(image="nowhere.png")
     with pytest.raises(ImageError, match="not an image"):
         index.search(image=b"not an image")
+    write(photos, {"bad.png": b"bad"})
+    with pytest.raises(ImageError, match=r"bad\.png cannot be used: "):
+        index.search("red", image=photos / "bad.png")
+    with pytest.raises(InputError, match="no column yeer"):
+        index.search("red", where="yeer = 3")
+
+
+# ---- several terms, and which of what they find
+
+
+def test_terms_add_up(index: Index, photos: Path) -> None:
+    write(photos, {"purple.png": plain((250, 0, 250)), "yellow.png": plain((250, 250, 0))})
+    index = reindexed(photos, index)
+    assert names(index.search("red", "blue", top=1)) == ["purple.png"]
+    assert names(index.search("red", image=photos / "blue.png", top=1)) == ["purple.png"]
+    assert names(index.search("red", "green", top=1)) == ["yellow.png"]
+    assert names(index.search("red", "green", minus=["green"], top=1)) == ["red.png"]
+    assert names(index.search("red", minus=["blue"], top=1)) != ["purple.png"]
+    assert names(index.search(minus=["red"], top=5))[-1] == "red.png"
+    heavy = index.search(Term(text="red", weight=20), Term(text="blue"), top=1)
+    assert names(heavy) == ["red.png"]
+
+
+def test_like_a_picture_of_the_index(index: Index, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(photos, {"purple.png": plain((250, 0, 250))})
+    index = reindexed(photos, index)
+    [purple] = index.search("red", "blue", top=1)
+    shutil.rmtree(photos)  # the file is not opened
+    opened = Index.open(index.path, model=unwanted)
+    monkeypatch.chdir(photos.parent)
+    for like in (purple, purple.uri, "photos/purple.png", purple.id, purple.id[:6]):
+        hits = opened.search(like=like)
+        assert set(names(hits)) == {"red.png", "blue.png", "green.png"}
+        assert names(hits)[-1] == "green.png"
+        assert [hit.rank for hit in hits] == [1, 2, 3]
+    for nothing in ("photos/gone.png", "abcdef0123"):
+        with pytest.raises(InputError, match="is no picture of the index"):
+            opened.search(like=nothing)
+
+
+def test_pages_follow_each_other(index: Index) -> None:
+    whole = index.search("red", top=3)
+    pages = [hit for skip in range(4) for hit in index.search("red", top=1, skip=skip)]
+    assert pages == whole
+    assert index.search("red", top=5, skip=100) == []
+
+
+def test_scores_are_put_in_proportion(index: Index) -> None:
+    hits = index.search("red", top=3)
+    z = [hit.z for hit in hits]
+    assert all(value is not None for value in z)
+    assert sum(value or 0 for value in z) == pytest.approx(0, abs=1e-3)  # the three are all there is
+    assert names(index.search("red", min_z=1.0)) == ["red.png"]
+    assert names(index.search("red", percentile=99)) == ["red.png"]
+    assert len(index.search("red", percentile=0)) == 3
+    assert index.search("red", min_z=10) == []
+
+
+def test_copies_are_put_together(index: Index, photos: Path) -> None:
+    write(photos, {"nearly.png": plain((249, 0, 0)), "other.png": plain((250, 120, 0))})
+    shutil.copy(photos / "red.png", photos / "copy.png")
+    index = reindexed(photos, index)
+    hits = index.search("red", top=2, collapse=0.999)
+    assert len(hits) == 2
+    assert {Path(uri).name for uri in (hits[0].uri, *hits[0].copies)} == {"red.png", "copy.png", "nearly.png"}
+    assert names(hits)[1] == "other.png"
+    assert hits[1].copies == ()
+    exact = index.search("red", top=2, collapse=2.0)
+    assert sorted(len(hit.copies) for hit in exact) == [0, 1]
+
+
+def test_different_ones_are_preferred(index: Index, photos: Path) -> None:
+    write(photos, {f"red{i}.png": plain((250 - i, i, 0)) for i in range(8)})
+    index = reindexed(photos, index)
+    assert all(name.startswith("red") for name in names(index.search("red", top=3)))
+    diverse = names(index.search("red", top=3, diversity=0.7))
+    assert {name[:3] for name in diverse} >= {"red", "blu"} or {name[:3] for name in diverse} >= {"red", "gre"}
+
+
+def test_only_what_fulfils_a_condition(index: Index) -> None:
+    assert names(index.search("red", where="width = 40")) == ["blue.png"]
+    assert index.search("red", where="width = 4") == []
+
+
+def test_a_trained_index_answers_alike(index: Index, photos: Path) -> None:
+    from fwd2bot_index.searching import build_vectors
+
+    before = {word: index.search(word, top=3) for word in ("red", "green")}
+    build_vectors(index._store, "ivf")
+    opened = Index.open(index.path, model=FakeModel())
+    for word, hits in before.items():
+        found = opened.search(word, top=3)
+        assert names(found) == names(hits)
+        assert [hit.score for hit in found] == pytest.approx([hit.score for hit in hits], abs=1e-3)
+    write(photos, {"new.png": plain((250, 250, 250))})
+    reindexed(photos, index)
+    assert "new.png" in names(opened.search("red", "green", "blue", top=1))
+
+
+def test_an_open_index_sees_what_others_write(index: Index, photos: Path) -> None:
+    hits = index.search("red", top=3)
+    (photos / "red.png").unlink()
+    reindexed(photos, index)
+    assert names(index.search("red", top=3)) != names(hits)
+    assert len(index) == 2
+    with pytest.raises(InputError, match=r"not in the index .* any more: search again"):
+        index.ask("which colour?", hits[:1])
 
 
 # ---- answering
