@@ -34,6 +34,7 @@ from fwd2bot_index.queries import (
     diversified,
     near_duplicates,
 )
+from fwd2bot_index.results import Hits
 from fwd2bot_index.types import Answer, Compressor, Hit, ImageInput
 
 if TYPE_CHECKING:
@@ -155,7 +156,7 @@ class Index:
         collapse: float | None = None,
         percentile: float | None = None,
         min_z: float | None = None,
-    ) -> list[Hit]:
+    ) -> Hits:
         """The files nearest to all terms together, best first; files with the same bytes follow each other.
 
         Args:
@@ -197,7 +198,7 @@ class Index:
         combination = combined(embeddings, [term.weight for term in query], background)
         return self._find(combination, selection, without={id_ for _, id_ in embedded if id_ is not None})
 
-    def search_embedding(self, embedding: Float32, selection: Selection | None = None, *, top: int = 10) -> list[Hit]:
+    def search_embedding(self, embedding: Float32, selection: Selection | None = None, *, top: int = 10) -> Hits:
         """The files nearest to an embedding [E] of unit length: those of ``selection`` or, without one, the ``top``
         best.
 
@@ -212,7 +213,7 @@ class Index:
             raise InputError(f"An embedding of this index is {self.manifest.embedding_dim} finite numbers.")
         return self._find(query, selection)
 
-    def _find(self, query: Float32, selection: Selection, *, without: Set[str] = frozenset()) -> list[Hit]:
+    def _find(self, query: Float32, selection: Selection, *, without: Set[str] = frozenset()) -> Hits:
         """``without``: content ids that are left out."""
         searcher = self._searcher
         background = Background(searcher.background @ query)
@@ -235,10 +236,8 @@ class Index:
             kept = kept[:pool]
             embeddings = searcher.embeddings(addresses[kept])
             kept = [kept[i] for i in diversified(scores[kept], embeddings, needed, selection.diversity)]
-        return [
-            replace(hits[i], rank=rank)
-            for rank, i in enumerate(kept[selection.skip : needed], start=selection.skip + 1)
-        ]
+        chosen = enumerate(kept[selection.skip : needed], start=selection.skip + 1)
+        return Hits(replace(hits[i], rank=rank) for rank, i in chosen)
 
     def _embed(self, term: Term) -> tuple[Float32, str | None]:
         """The embedding [E] of a term and, where it is a picture of the index, its id."""

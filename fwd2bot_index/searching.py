@@ -163,6 +163,14 @@ class Searcher:
         first = np.searchsorted(self._rows.position, positions)
         return self.snapshot.embeddings_at(self._rows.address[first])
 
+    def alone(self, query: Float32, k: int) -> object:
+        """What a vector index by itself would answer: :meth:`nearest` without the rows. For benchmarks."""
+        if self._lance is not None:
+            return self.snapshot.nearest(query, k, None)
+        if self._trained is None:
+            return self._tail.search(query[None], k)
+        return self._trained[0].search(query[None], k, vectors=self._vectors)
+
     # ---- what is known of rows
 
     def rows(self, addresses: UInt64, columns: Sequence[str] = HIT_COLUMNS) -> Any:

@@ -162,7 +162,7 @@ class Snapshot:
 
         def read() -> Any:
             return self._dataset.to_table(
-                columns=["embedding"], nearest=wanted, filter=condition, prefilter=True, **_WITH_ADDRESS
+                columns=["embedding", "_distance"], nearest=wanted, filter=condition, prefilter=True, **_WITH_ADDRESS
             )
 
         table = self._read(read)

@@ -6,20 +6,14 @@ absolute path beyond those. A picture that is gone gets a placeholder in its pla
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
-from io import BytesIO
 from pathlib import Path
 from string import Template
 
-from fwd2bot_index.decoding import decode_image, read_file
-from fwd2bot_index.errors import Fwd2BotError, ImageError
-
-THUMBNAIL_SIDE = 320
-"""Longest side in pixels: sharp at the width of a card on a screen of twice the density."""
-THUMBNAIL_QUALITY = 80
+from fwd2bot_index.errors import Fwd2BotError
+from fwd2bot_index.thumbnails import thumbnail
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,19 +55,8 @@ def gallery(title: str, sections: Sequence[Section]) -> str:
     return _PAGE.substitute(title=escape(title), body=body)
 
 
-def thumbnail(path: Path) -> str | None:
-    """A data URI, or None where the picture is gone or broken."""
-    try:
-        image = decode_image(read_file(path), max_side=THUMBNAIL_SIDE).image
-    except ImageError:
-        return None
-    file = BytesIO()
-    image.save(file, "JPEG", quality=THUMBNAIL_QUALITY, optimize=True)
-    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode("ascii")
-
-
 def _card(card: Card) -> str:
-    source = thumbnail(Path(card.uri))
+    source = thumbnail(card.uri)
     picture = (
         f'<img src="{source}" alt="{escape(card.title)}" loading="lazy">'
         if source

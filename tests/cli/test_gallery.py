@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from fwd2bot_cli.gallery import THUMBNAIL_SIDE, Card, Section, gallery, thumbnail, write_gallery
+from fwd2bot_cli.gallery import Card, Section, gallery, write_gallery
 from fwd2bot_index.errors import Fwd2BotError
+from fwd2bot_index.thumbnails import thumbnail
 
 EVIL = '<script>alert("&")</script> $title ${body}'
 
@@ -53,7 +54,7 @@ def test_a_thumbnail_is_inside_the_page(tmp_path: Path) -> None:
     kind, data = source.split(",")
     assert kind == "data:image/jpeg;base64"
     image = Image.open(BytesIO(base64.b64decode(data)))
-    assert image.size == (THUMBNAIL_SIDE, THUMBNAIL_SIDE // 2)
+    assert image.size == (320, 320 // 2)
     assert image.getpixel((10, 10)) == pytest.approx((255, 127, 127), abs=3)  # half transparent red on white
 
 

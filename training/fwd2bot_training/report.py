@@ -12,7 +12,6 @@ Notable choices:
 
 from __future__ import annotations
 
-import base64
 import json
 import math
 import os
@@ -20,7 +19,6 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from io import BytesIO
 from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
@@ -28,9 +26,9 @@ from typing import Any, Final
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from fwd2bot_index.decoding import decode_image, read_file
-from fwd2bot_index.errors import Fwd2BotError, ImageError, InputError
+from fwd2bot_index.errors import Fwd2BotError, InputError
 from fwd2bot_index.scenes import COLORS, PLACES, SHAPES, SIZES
+from fwd2bot_index.thumbnails import thumbnail
 from fwd2bot_training.config import describe_keys
 from fwd2bot_training.watching import LOG, TOTAL, VALIDATION, duration, read_lines
 
@@ -38,9 +36,7 @@ Values = Sequence[float | None]
 """One for each point of a curve; None: there is none at this step."""
 
 MAX_POINTS: Final = 80
-THUMBNAIL_SIDE: Final = 240
-"""Longest side of a sample picture in pixels."""
-THUMBNAIL_QUALITY: Final = 85
+THUMBNAILS: Final = {"side": 240, "quality": 85}
 SHORT_ANSWER_WORDS: Final = 3
 """What is expected in more words may be said in others."""
 WIDTH, HEIGHT = 280, 150
@@ -237,7 +233,7 @@ def _read(folder: Path) -> Run:
         answered = [
             Sample(
                 source=row["source"],
-                picture=thumbnail(samples.parent / row["image"]),
+                picture=thumbnail(samples.parent / row["image"], **THUMBNAILS),
                 prompt=row["prompt"],
                 expected=row["expected"],
                 answer=row["answer"],
@@ -250,7 +246,7 @@ def _read(folder: Path) -> Run:
             Query(
                 source=row["source"],
                 text=row["text"],
-                pictures=[thumbnail(queries.parent / name) for name in row["images"]],
+                pictures=[thumbnail(queries.parent / name, **THUMBNAILS) for name in row["images"]],
                 right=int(row["right"]),
             )
             for row in _rows(queries)
@@ -303,17 +299,6 @@ def _json(path: Path) -> object:
         return None
     except (OSError, ValueError) as e:
         raise InputError(f"{path} cannot be read ({e}); move it away to get a report without it.") from e
-
-
-def thumbnail(path: Path) -> str | None:
-    """A small copy of a picture as a data URI, or None where it is gone or broken."""
-    try:
-        image = decode_image(read_file(path), max_side=THUMBNAIL_SIDE).image
-    except ImageError:
-        return None
-    file = BytesIO()
-    image.save(file, "JPEG", quality=THUMBNAIL_QUALITY, optimize=True)
-    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode("ascii")
 
 
 def verdict(expected: str, answer: str) -> str:
