@@ -17,7 +17,14 @@ from fwd2bot_index.config import CompressorConfig
 from fwd2bot_index.decoding import decode_image, read_file
 from fwd2bot_index.errors import InputError
 from fwd2bot_index.families import Family, Grid, family_of
-from fwd2bot_index.prompts import ImagePrompt, image_prompt, pad_left, text_prompt_ids
+from fwd2bot_index.prompts import (
+    ImagePrompt,
+    ImagesPrompt,
+    image_prompt,
+    images_prompt,
+    pad_left,
+    text_prompt_ids,
+)
 from fwd2bot_index.types import ImageInput
 
 _MOST_PROMPTS = 4096
@@ -63,9 +70,15 @@ class InputMaker:
         self.decode_side: int | None = None
         """The longest side worth decoding to; the model measures it."""
         self._image_prompts: dict[str, ImagePrompt] = {}
+        self._images_prompts: dict[str, ImagesPrompt] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "family": None, "_image_prompts": {}}  # a family holds functions without a name
+        return {
+            **self.__dict__,
+            "family": None,
+            "_image_prompts": {},
+            "_images_prompts": {},
+        }  # a family holds functions without a name
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -98,6 +111,19 @@ class InputMaker:
         placeholders."""
         rows = [self.prompt(q).ids(self.image_token, num_tokens) for q in questions]
         return pad_left(rows, padding=self.padding)
+
+    def together(self, question: str, counts: Sequence[int]) -> list[int]:
+        """``input_ids`` [T] of a question about several pictures, with so many placeholders for each.
+
+        Raises:
+            ModelError: the model takes one picture at a time.
+        """
+        if question not in self._images_prompts:
+            self._images_prompts.clear()  # one question is asked about many pictures, not the other way round
+            self._images_prompts[question] = images_prompt(
+                self.processor, self.family, question, image=blank_image(), image_token=self.image_token
+            )
+        return self._images_prompts[question].ids(self.image_token, counts)
 
     def texts(self, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
         """``input_ids`` and ``attention_mask`` [B, T], left-padded, of the prompts that embed ``texts``.

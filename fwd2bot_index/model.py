@@ -46,7 +46,7 @@ from fwd2bot_index.inputs import FirstPassBatch, InputMaker, blank_image
 from fwd2bot_index.likelihoods import AnswerScores, answer_scores
 from fwd2bot_index.processors import load_processor
 from fwd2bot_index.regions import grid_weights, region_weights
-from fwd2bot_index.types import ImageInput, Mode, Stage, SummaryTokens
+from fwd2bot_index.types import ImageInput, Mode, Replies, Stage, SummaryTokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -54,6 +54,8 @@ if TYPE_CHECKING:
     from fwd2bot_index.adapters import LoraSettings, StageAdapters
 
 _INITIAL_TEMPERATURE = 0.07
+_POSITIONS_AT_ONCE = 16_384
+"""Of summary tokens in a batch of contexts of several pictures."""
 
 
 class _RowsReadyError(Exception):
@@ -303,44 +305,121 @@ class Fwd2BotModel(nn.Module):
         return self.encode_text(texts)
 
     @torch.inference_mode()
-    def generate(self, tokens: torch.Tensor, prompt: str | Sequence[str], *, max_new_tokens: int = 32) -> list[str]:
+    def answer(self, tokens: torch.Tensor, prompt: str | Sequence[str], *, max_new_tokens: int = 32) -> Replies:
         """Answer a prompt (one for all, or one each) about each row of ``tokens`` [B, K, D]; greedy decoding."""
-        if max_new_tokens < 1:
-            raise InputError(f"max_new_tokens must be at least 1, not {max_new_tokens}.")
         tokens = tokens.to(self.device)
         ids, mask = self.prepare_prompts(prompt, len(tokens), num_tokens=tokens.shape[1])
+        return self._answer(tokens, ids, mask, max_new_tokens)
+
+    def generate(self, tokens: torch.Tensor, prompt: str | Sequence[str], *, max_new_tokens: int = 32) -> list[str]:
+        """The texts of :meth:`answer`."""
+        return self.answer(tokens, prompt, max_new_tokens=max_new_tokens).texts
+
+    @torch.inference_mode()
+    def answer_together(self, tokens: torch.Tensor, question: str, *, max_new_tokens: int = 32) -> Replies:
+        """One answer [1] about all pictures of ``tokens`` [M, K, D], which are read one after another in one context.
+
+        Raises:
+            InputError: there are none, or more than the context has room for.
+            ModelError: the model takes one picture at a time.
+        """
+        tokens = tokens.to(self.device)
+        ids, mask = self._prepare_together(question, [len(tokens)], tokens.shape[1], room=max_new_tokens)
+        return self._answer(tokens.flatten(0, 1)[None], ids, mask, max_new_tokens)
+
+    @torch.inference_mode()
+    def weigh_together(self, tokens: torch.Tensor, question: str, answer: str) -> torch.Tensor:
+        """[M], float32: by how much the absence of each of the pictures of ``tokens`` [M, K, D] makes the answer to a
+        question about all of them less likely, in nats. One forward for each picture, in batches.
+
+        Raises:
+            InputError, ModelError: as :meth:`answer_together`.
+        """
+        tokens = tokens.to(self.device)
+        m, k, _ = tokens.shape
+        said = [*prompts.completion_ids(self.processor, answer), self._stop_tokens()[0]] if answer else []
+        if m < 2 or not said:
+            return torch.zeros(m)
+
+        def logprob(shown: torch.Tensor) -> torch.Tensor:
+            """[B], of pictures [B, M', K, D]"""
+            ids, mask = self._prepare_together(question, [shown.shape[1]] * len(shown), k, room=len(said))
+            suffix = torch.tensor(said, device=self.device).expand(len(shown), -1)
+            ids, mask = torch.cat([ids, suffix], dim=1), F.pad(mask, (0, len(said)), value=1)
+            lengths = torch.full((len(shown),), len(said), device=self.device)
+            with self.stage("generate"):
+                output = self._second(
+                    shown.flatten(1, 2), ids, mask, suffix=lengths, use_cache=False, logits_to_keep=len(said) + 1
+                )
+            return answer_scores(output.logits, ids, lengths).logprob
+
+        others = torch.stack([torch.arange(m) != i for i in range(m)])
+        places = others.nonzero()[:, 1].view(m, m - 1)
+        batch = max(1, _POSITIONS_AT_ONCE // (m * k))
+        without = [logprob(tokens[places[i : i + batch]]) for i in range(0, m, batch)]
+        return (logprob(tokens[None]) - torch.cat(without)).cpu()
+
+    def _prepare_together(
+        self, question: str, pictures: Sequence[int], k: int, *, room: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """``input_ids`` and ``attention_mask`` [B, T] of contexts of so many pictures each."""
+        if not all(pictures):
+            raise InputError("There are no pictures to ask about.")
+        rows = [self.inputs.together(question, [k] * count) for count in pictures]
+        longest = max(map(len, rows)) + room
+        most = getattr(self.base.config.get_text_config(), "max_position_embeddings", None)
+        if most is not None and longest > most:
+            raise InputError(
+                f"{max(pictures)} pictures of {k} tokens and the question take {longest} positions; the model reads "
+                f"{most}: ask about fewer pictures at once."
+            )
+        ids, mask = prompts.pad_left(rows, padding=self._padding)
+        return ids.to(self.device), mask.to(self.device)
+
+    def _answer(self, tokens: torch.Tensor, ids: torch.Tensor, mask: torch.Tensor, max_new_tokens: int) -> Replies:
+        if max_new_tokens < 1:
+            raise InputError(f"max_new_tokens must be at least 1, not {max_new_tokens}.")
         stop = torch.tensor(self._stop_tokens(), device=self.device)
         with self.stage("generate"):
             output = self._second(tokens, ids, mask, use_cache=True, logits_to_keep=1)
-            answer = self._best(output.logits)[:, None]
-            finished = torch.isin(answer[:, -1], stop)
+            token, logprob = self._best(output.logits)
+            answer = token[:, None]
+            finished = torch.isin(token, stop)
+            length = torch.ones_like(token)
             while answer.shape[1] < max_new_tokens and not finished.all():
                 mask = F.pad(mask, (0, 1), value=1)
                 output = self._continue(answer[:, -1:], mask, output.cache)
-                token = self._best(output.logits).masked_fill(finished, self._padding)
-                answer = torch.cat([answer, token[:, None]], dim=1)
+                token, each = self._best(output.logits)
+                logprob = logprob + each.masked_fill(finished, 0.0)
+                length = length + ~finished
+                answer = torch.cat([answer, token.masked_fill(finished, self._padding)[:, None]], dim=1)
                 finished |= torch.isin(token, stop)
-        return [self._decode(row, set(stop.tolist())) for row in answer.tolist()]
+        texts = [self._decode(row, set(stop.tolist())) for row in answer.tolist()]
+        return Replies(texts=texts, logprob=logprob.cpu(), num_tokens=length.cpu())
 
     @torch.inference_mode()
     def loglikelihood(
-        self, tokens: torch.Tensor, prompt: str | Sequence[str], completions: Sequence[str]
+        self, tokens: torch.Tensor, prompt: str | Sequence[str], completions: Sequence[str], *, ended: bool = False
     ) -> torch.Tensor:
         """[B, C], float32: log-probability of each completion after the prompt, summed over its tokens.
 
         A completion is tokenized alone, without special tokens, and appended to the prompt's ids. The prompt is
-        computed once; a completion of a single token costs nothing more.
+        computed once; a completion of a single token costs nothing more. ``ended``: the token that ends an answer
+        counts as well, so that one completion may be the beginning of another.
         """
         if not completions:
             raise InputError("There are no completions to score.")
         tokens = tokens.to(self.device)
         ids, mask = self.prepare_prompts(prompt, len(tokens), num_tokens=tokens.shape[1])
+        end = self._stop_tokens()[:1] if ended else []
+        said = [[*prompts.completion_ids(self.processor, completion), *end] for completion in completions]
         scores = []
         with self.stage("generate"):
-            output = self._second(tokens, ids, mask, use_cache=True, logits_to_keep=1)
+            several = any(len(one) > 1 for one in said)
+            output = self._second(tokens, ids, mask, use_cache=several, logits_to_keep=1)
             first = F.log_softmax(output.logits[:, -1].float(), dim=-1)
-            for completion in completions:
-                c = torch.tensor(prompts.completion_ids(self.processor, completion), device=self.device)
+            for one in said:
+                c = torch.tensor(one, device=self.device)
                 score = first[:, c[0]]
                 if len(c) > 1:
                     rest = self._continue(
@@ -652,11 +731,13 @@ class Fwd2BotModel(nn.Module):
         ids = configured if isinstance(configured, list) else [configured]
         return sorted({i for i in [*ids, self.processor.tokenizer.eos_token_id] if i is not None})
 
-    def _best(self, logits: torch.Tensor) -> torch.Tensor:
-        """[B]: the likeliest next token after the last position of [B, T, V]; an image placeholder is no word."""
-        last = logits[:, -1].clone()
+    def _best(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """[B] and [B], float32: the likeliest next token after the last position of [B, T, V], and its log-probability;
+        an image placeholder is no word."""
+        last = logits[:, -1].float().log_softmax(-1)
         last[:, self._image_token : self._image_token + 1] = -torch.inf
-        return last.argmax(-1)
+        best = last.max(-1)
+        return best.indices, best.values
 
     def _decode(self, ids: list[int], stop: set[int]) -> str:
         end = next((i for i, token in enumerate(ids) if token in stop), len(ids))

@@ -39,7 +39,7 @@ def image_prompt(processor: Any, family: Family, prompt: str, *, image: Any, ima
     Raises:
         ModelError: no chat template, or a layout other than one run of placeholders.
     """
-    text = render(processor, family, prompt, with_image=True)
+    text = render(processor, family, prompt, images=1)
     settings = family.settings_for(processor.image_processor)
     encoded = processor(text=[text], images=[image], **_special_tokens(processor, text), **settings)
     ids = [int(i) for i in encoded["input_ids"][0]]
@@ -51,9 +51,49 @@ def image_prompt(processor: Any, family: Family, prompt: str, *, image: Any, ima
     return ImagePrompt(tuple(ids[:start]), tuple(ids[start + count :]), count)
 
 
+@dataclass(frozen=True)
+class ImagesPrompt:
+    """Token ids of a prompt around several pictures."""
+
+    before: tuple[int, ...]
+    between: tuple[int, ...]
+    after: tuple[int, ...]
+
+    def ids(self, image_token: int, counts: Sequence[int]) -> list[int]:
+        """The whole prompt with so many placeholders for each picture."""
+        ids = list(self.before)
+        for i, count in enumerate(counts):
+            ids += [*(self.between if i else ()), *[image_token] * count]
+        return [*ids, *self.after]
+
+
+def images_prompt(processor: Any, family: Family, prompt: str, *, image: Any, image_token: int) -> ImagesPrompt:
+    """Tokenize one user turn of several pictures and ``prompt``; what stands between two of them is what stands between
+    the two of a trial.
+
+    Raises:
+        ModelError: the model takes one picture at a time, or lays them out in another way.
+    """
+    one = image_prompt(processor, family, prompt, image=image, image_token=image_token)
+    text = render(processor, family, prompt, images=2)
+    settings = family.settings_for(processor.image_processor)
+    try:
+        encoded = processor(text=[text], images=[[image, image]], **_special_tokens(processor, text), **settings)
+        ids = [int(i) for i in encoded["input_ids"][0]]
+    except Exception as e:  # processors say it in many ways
+        raise ModelError(f"This {family.model_type} model takes one picture at a time.") from e
+    start, count = len(one.before), one.num_image_tokens
+    last = len(ids) - len(one.after) - count
+    between = tuple(ids[start + count : last])
+    found = ImagesPrompt(one.before, between, one.after)
+    if last < start + count or ids != found.ids(image_token, [count, count]) or image_token in between:
+        raise ModelError(f"This {family.model_type} model takes one picture at a time.")
+    return found
+
+
 def text_prompt_ids(processor: Any, family: Family, prompt: str) -> list[int]:
     """Token ids of one user turn without a picture, ready for the answer."""
-    text = render(processor, family, prompt, with_image=False)
+    text = render(processor, family, prompt, images=0)
     return list(processor.tokenizer(text, **_special_tokens(processor, text))["input_ids"])
 
 
@@ -69,15 +109,14 @@ def completion_ids(processor: Any, completion: str) -> list[int]:
     return ids
 
 
-def render(processor: Any, family: Family, prompt: str, *, with_image: bool) -> str:
-    """The text of one user turn with the answer's opening: by the chat template, else by the family's plain format."""
+def render(processor: Any, family: Family, prompt: str, *, images: int) -> str:
+    """The text of one user turn with the answer's opening: by the chat template, else by the family's plain format,
+    which has room for one picture."""
     template = getattr(processor, "chat_template", None) or getattr(processor.tokenizer, "chat_template", None)
     if isinstance(template, dict):
         template = template["default"]
     if template:
-        content = [{"type": "text", "text": prompt}]
-        if with_image:
-            content.insert(0, {"type": "image"})
+        content = [*[{"type": "image"}] * images, {"type": "text", "text": prompt}]
         # by the tokenizer: processors of video models insist on their video part here
         return str(
             processor.tokenizer.apply_chat_template(
@@ -87,7 +126,9 @@ def render(processor: Any, family: Family, prompt: str, *, with_image: bool) -> 
                 add_generation_prompt=True,
             )
         )
-    plain = family.plain_prompt if with_image else family.plain_text
+    if images > 1:
+        raise ModelError(f"This {family.model_type} model takes one picture at a time.")
+    plain = family.plain_prompt if images else family.plain_text
     if plain is None:
         raise ModelError(
             f"This {family.model_type} model has no chat template, so there is no telling how to ask it; "

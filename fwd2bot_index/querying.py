@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -34,8 +34,8 @@ from fwd2bot_index.queries import (
     diversified,
     near_duplicates,
 )
-from fwd2bot_index.results import Hits
-from fwd2bot_index.types import Answer, Compressor, Hit, ImageInput
+from fwd2bot_index.results import Answers, Hits
+from fwd2bot_index.types import Answer, Compressor, Hit, ImageInput, JointAnswer
 
 if TYPE_CHECKING:
     from fwd2bot_index.config import Manifest
@@ -45,8 +45,6 @@ if TYPE_CHECKING:
     from fwd2bot_index.text_encoder import TextEncoder
 
 INDEX_FOLDER: Final = ".fwd2bot"
-ASK_BATCH: Final = 32
-"""Pictures that are answered about at once."""
 DIVERSE_POOL: Final = 50
 """Candidates among which different ones are chosen, at least; five times what is asked for, up to"""
 MAX_DIVERSE_POOL: Final = 2000
@@ -329,24 +327,57 @@ class Index:
         """What the columns of ``fwd2bot index --metadata`` say of each of these hits."""
         return self._store.user_values([hit.uri for hit in hits])
 
-    def ask(self, question: str, hits: Sequence[Hit], *, max_new_tokens: int = 32) -> list[Answer]:
-        """One answer about each hit, from its stored tokens only.
+    def ask(
+        self,
+        question: str,
+        hits: Sequence[Hit],
+        *,
+        choices: Sequence[str] | None = None,
+        max_new_tokens: int = 32,
+    ) -> Answers:
+        """One answer about each hit, from its stored tokens only; one of ``choices``, where they are given.
 
         Raises:
-            InputError: the question is empty.
+            InputError: the question or the choices make no sense, or a picture has left the index meanwhile.
             IndexEmptyError: the index holds no picture.
         """
-        if not question.strip():
-            raise InputError("The question is empty.")
-        self._check_not_empty()
-        import torch
+        return Answers(self.ask_each(question, hits, choices=choices, max_new_tokens=max_new_tokens))
 
-        answers: list[Answer] = []
-        for start in range(0, len(hits), ASK_BATCH):
-            batch = hits[start : start + ASK_BATCH]
-            texts = self.model.generate(torch.from_numpy(self.tokens(batch)), question, max_new_tokens=max_new_tokens)
-            answers += [Answer(hit=hit, text=text) for hit, text in zip(batch, texts, strict=True)]
-        return answers
+    def ask_each(
+        self,
+        question: str,
+        hits: Sequence[Hit],
+        *,
+        choices: Sequence[str] | None = None,
+        max_new_tokens: int = 32,
+    ) -> Iterator[Answer]:
+        """As :meth:`ask`, but every answer as soon as it is there."""
+        from fwd2bot_index.answering import ask_each
+
+        self._check_question(question, choices)
+        return ask_each(self.model, self.tokens, question, hits, choices=choices, max_new_tokens=max_new_tokens)
+
+    def ask_together(self, question: str, hits: Sequence[Hit], *, max_new_tokens: int = 32) -> JointAnswer:
+        """One answer about all hits, read one after another in one context, from their stored tokens only.
+
+        Raises:
+            InputError: as :meth:`ask`, or there are no hits, or more than the model reads at once.
+            IndexEmptyError: the index holds no picture.
+            ModelError: the model takes one picture at a time.
+        """
+        from fwd2bot_index.answering import ask_together
+
+        self._check_question(question, None)
+        if not hits:
+            raise InputError("There are no pictures to ask about.")
+        return ask_together(self.model, self.tokens(hits), question, hits, max_new_tokens=max_new_tokens)
+
+    def _check_question(self, question: str, choices: Sequence[str] | None) -> None:
+        from fwd2bot_index.answering import check_choices, check_question
+
+        check_question(question)
+        check_choices(choices)
+        self._check_not_empty()
 
     def stored(self, ids: Sequence[str]) -> tuple[Float32, Float32]:
         """Summary tokens [n, K, D] and embeddings [n, E] of the pictures with these content ids.

@@ -80,6 +80,20 @@ class Hits(Results[Hit]):
         return result.uri
 
 
+class Answers(Results[Answer]):
+    """What was answered about each picture."""
+
+    def columns(self) -> dict[str, list[Any]]:
+        said: dict[str, list[Any]] = {"answer": [a.text for a in self], "confidence": [a.confidence for a in self]}
+        return {**said, **hit_columns([a.hit for a in self])}
+
+    def _caption(self, result: Answer) -> str:
+        return f"{result.text} ({result.confidence:.2f})"
+
+    def _uri(self, result: Answer) -> str:
+        return result.hit.uri
+
+
 def hit_columns(hits: Sequence[Hit]) -> dict[str, list[Any]]:
     """The fields of hits by name."""
     rows = [asdict(hit) for hit in hits]

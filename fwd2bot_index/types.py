@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 ImageInput: TypeAlias = "str | Path | bytes | Image.Image"
 """A picture: a path, the bytes of an image file, or a Pillow image."""
 
+LIGHTEST_WEIGHT = 0.105
+"""Nats: a factor of 0.9."""
+
 Mode: TypeAlias = Literal["trained", "training-free"]
 Stage: TypeAlias = Literal["compress", "generate"]
 
@@ -29,6 +32,18 @@ class SummaryTokens:
     """[B, K, D], float: last-layer states at the summary positions; stands in the image's place in the second pass."""
     embedding: torch.Tensor
     """[B, E], float, unit length: compared by dot product with the embeddings of texts and of other pictures."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replies:
+    """Greedy answers of the second pass, and how likely it found them."""
+
+    texts: list[str]
+    """[B]"""
+    logprob: torch.Tensor
+    """[B], float32: of each answer, summed over its tokens, that of its end included."""
+    num_tokens: torch.Tensor
+    """[B], int64: tokens of each answer, its end included."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +84,27 @@ class Answer:
 
     hit: Hit
     text: str
+    confidence: float
+    """How likely the model finds its answer, in [0, 1], see :mod:`fwd2bot_index.answering`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class JointAnswer:
+    """What the second pass said about several indexed pictures that it read together."""
+
+    text: str
+    confidence: float
+    """As that of :class:`Answer`."""
+    hits: tuple[Hit, ...]
+    """What it read, in that order."""
+    weights: tuple[float, ...]
+    """For each of them, by how much its absence makes the answer less likely, in nats; below 0: more likely."""
+
+    @property
+    def rests_on(self) -> tuple[Hit, ...]:
+        """The pictures without which the answer would be less likely by a tenth or more, the heaviest first."""
+        heavy = [(w, -i) for i, w in enumerate(self.weights) if w > LIGHTEST_WEIGHT]
+        return tuple(self.hits[-i] for _, i in sorted(heavy, reverse=True))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,10 +180,21 @@ class Compressor(Protocol):
         """[B, E], unit length."""
         ...
 
-    def generate(self, tokens: torch.Tensor, prompt: str | Sequence[str], *, max_new_tokens: int = 32) -> list[str]: ...
+    def answer(self, tokens: torch.Tensor, prompt: str | Sequence[str], *, max_new_tokens: int = 32) -> Replies:
+        """About each row of ``tokens`` [B, K, D]."""
+        ...
 
     def loglikelihood(
-        self, tokens: torch.Tensor, prompt: str | Sequence[str], completions: Sequence[str]
+        self, tokens: torch.Tensor, prompt: str | Sequence[str], completions: Sequence[str], *, ended: bool = False
     ) -> torch.Tensor:
-        """[B, C]: log-probability of each completion after the prompt, summed over its tokens, in float32."""
+        """[B, C]: log-probability of each completion after the prompt, summed over its tokens, in float32; ``ended``:
+        that of the end after it included."""
+        ...
+
+    def answer_together(self, tokens: torch.Tensor, question: str, *, max_new_tokens: int = 32) -> Replies:
+        """One answer [1] about all pictures of ``tokens`` [M, K, D], read one after another in one context."""
+        ...
+
+    def weigh_together(self, tokens: torch.Tensor, question: str, answer: str) -> torch.Tensor:
+        """[M], float32: by how much the absence of each picture makes the answer less likely, in nats."""
         ...

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from fwd2bot_index.config import Manifest
-from fwd2bot_index.types import ImageInput, SummaryTokens
+from fwd2bot_index.types import ImageInput, Replies, SummaryTokens
 
 
 def manifest(*, k: int, d: int, e: int) -> Manifest:
@@ -66,15 +66,31 @@ class FakeModel:
             rows.append(sum(named) if named else np.frombuffer(digest, np.uint8) + 1.0)
         return torch.nn.functional.normalize(torch.tensor(np.stack(rows), dtype=torch.float32), dim=-1)
 
-    def generate(self, tokens: torch.Tensor, prompt: str | Sequence[str], *, max_new_tokens: int = 32) -> list[str]:
+    def answer(self, tokens: torch.Tensor, prompt: str | Sequence[str], *, max_new_tokens: int = 32) -> Replies:
         names = list(self.COLOURS)
-        return [names[int(row[0, :3].argmax())] for row in tokens]
+        texts = [names[int(row[0, :3].argmax())] for row in tokens]
+        certain = torch.stack([row[0, :3].max() / (row[0, :3].sum() + 1e-6) for row in tokens])
+        return Replies(texts=texts, logprob=certain.log(), num_tokens=torch.full((len(tokens),), 2))
 
     def loglikelihood(
-        self, tokens: torch.Tensor, prompt: str | Sequence[str], completions: Sequence[str]
+        self, tokens: torch.Tensor, prompt: str | Sequence[str], completions: Sequence[str], *, ended: bool = False
     ) -> torch.Tensor:
-        answers = self.generate(tokens, prompt)
-        return torch.tensor([[0.0 if c == a else -5.0 for c in completions] for a in answers])
+        """Of a colour, how much of it there is; "yes" where the colour that the prompt names is the answer."""
+        rows = []
+        for row, said in zip(tokens, self.answer(tokens, prompt).texts, strict=True):
+            amounts = dict(zip(self.COLOURS, row[0, :3].tolist(), strict=True))
+            right = "yes" if said in prompt else "no"
+            rows.append([amounts.get(c, 0.0) if c in amounts else -5.0 * (c != right) for c in completions])
+        return torch.tensor(rows)
+
+    def answer_together(self, tokens: torch.Tensor, question: str, *, max_new_tokens: int = 32) -> Replies:
+        """All colours, in order."""
+        text = " ".join(self.answer(tokens, question).texts)
+        return Replies(texts=[text], logprob=torch.tensor([-0.5]), num_tokens=torch.tensor([len(tokens) + 1]))
+
+    def weigh_together(self, tokens: torch.Tensor, question: str, answer: str) -> torch.Tensor:
+        """1 for a picture of the colour that the question names."""
+        return torch.tensor([float(said in question) for said in self.answer(tokens, question).texts])
 
     @staticmethod
     def _mean(image: ImageInput) -> np.ndarray:

@@ -76,6 +76,25 @@ class Output:
         """One document, indented, with nothing but ASCII: file names that are no UTF-8 survive it."""
         self.data(json.dumps(value, indent=2))
 
+    def json_line(self, value: Any) -> None:
+        """One document on a line, at once for who reads along."""
+        self.data(json.dumps(value))
+        self.flush()
+
+    def stream(self, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+        """As :meth:`table`, but every row as soon as it is there; for eyes, columns are as wide as they were so far."""
+        widths = [len(name) for name in columns]
+
+        def line(cells: Sequence[str]) -> str:
+            widths[:] = [max(width, len(cell)) for width, cell in zip(widths, cells, strict=True)]
+            return "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()
+
+        if self.for_eyes:
+            self.data(line(columns))
+        for row in rows:
+            self.data(line(row) if self.for_eyes else "\t".join(row))
+            self.flush()
+
     def table(self, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         """Rows for eyes, or tab-separated lines where stdout is no terminal."""
         if not self._out.isatty():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, TypeAlias
 
@@ -44,3 +45,16 @@ IndexFolder: TypeAlias = Annotated[
     ),
 ]
 Json: TypeAlias = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
+
+Choices: TypeAlias = Annotated[
+    str | None,
+    typer.Option(metavar="A,B,...", help="The answers to choose from. A comma inside one is written \\\\,"),
+]
+
+
+def split_choices(given: str | None) -> list[str] | None:
+    """The parts between commas that no backslash protects."""
+    if given is None:
+        return None
+    parts = re.split(r"(?<!\\),", given)
+    return [part.replace("\\,", ",").strip() for part in parts]

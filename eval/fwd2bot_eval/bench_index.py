@@ -96,7 +96,7 @@ def measure_asking(index: Path, model: Compressor, *, repeats: int = REPEATS) ->
 
     def from_file() -> object:
         picture = decode_image(read_file(hit.uri), max_side=side).image
-        return model.generate(model.compress([picture]).tokens, QUESTION)
+        return model.answer(model.compress([picture]).tokens, QUESTION)
 
     return AskFigures(
         from_tokens=_median_seconds(lambda: opened.ask(QUESTION, [hit]), repeats),

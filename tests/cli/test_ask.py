@@ -38,8 +38,9 @@ def test_about_the_best_hit(fwd2bot: Run, indexed: Path) -> None:
 def test_about_several(fwd2bot: Run, indexed: Path) -> None:
     rows = [line.split("\t") for line in fwd2bot("ask", "?", "--query", "red", "--top", "3").out.splitlines()]
     assert [row[0] for row in rows] == ["1", "2", "3"]
-    assert rows[0][2:] == ["pictures/red.png", "red"]
-    assert {row[3] for row in rows} == {"red", "green", "blue"}
+    assert rows[0][3:] == ["pictures/red.png", "red"]
+    assert 0.8 < float(rows[0][2]) <= 1
+    assert {row[4] for row in rows} == {"red", "green", "blue"}
 
 
 def test_the_question_is_the_query_where_none_is_given(fwd2bot: Run, indexed: Path) -> None:
@@ -67,7 +68,9 @@ def test_a_picture_outside_the_index_is_compressed_for_once(
     assert "not in the index" in outcome.err
     assert models.model.compressed == 1
     document = json.loads(fwd2bot("ask", "which colour?", "--image", picture, "--json").out)
-    assert document["answers"] == [{"answer": "green", "path": str(picture), "indexed": False}]
+    [answer] = document["answers"]
+    assert answer.pop("confidence") > 0.9
+    assert answer == {"answer": "green", "path": str(picture), "indexed": False}
 
 
 def test_a_copy_of_an_indexed_picture_is_known_by_its_bytes(
@@ -103,3 +106,56 @@ def test_refusals(
     assert outcome.code == code
     assert words in outcome.sentence
     assert outcome.out == ""
+
+
+def test_choices(fwd2bot: Run, indexed: Path, tmp_path: Path) -> None:
+    ask = ("ask", "is it red?", "--query", "red", "--choices", "yes, no")
+    assert fwd2bot(*ask).out == "yes\n"
+    rows = [line.split("\t") for line in fwd2bot(*ask, "--top", "3").out.splitlines()]
+    assert [row[4] for row in rows] == ["yes", "no", "no"]
+    assert all(float(row[2]) > 0.9 for row in rows)
+    document = json.loads(fwd2bot(*ask, "--json").out)
+    assert document["answers"][0]["confidence"] == pytest.approx(1 / (1 + 2.718281828**-5), abs=1e-3)
+    assert fwd2bot("ask", "which?", "--query", "red", "--choices", r"green,a\, b").out == "green\n"
+    Image.new("RGB", (20, 20), (0, 200, 0)).save(tmp_path / "other.png")
+    assert fwd2bot("ask", "is it red?", "--image", tmp_path / "other.png", "--choices", "yes,no").out == "no\n"
+
+
+def test_lines_come_one_by_one(fwd2bot: Run, indexed: Path) -> None:
+    lines = fwd2bot("ask", "?", "--query", "red", "--top", "3", "--jsonl").out.splitlines()
+    answers = [json.loads(line) for line in lines]
+    assert [a["rank"] for a in answers] == [1, 2, 3]
+    assert all(len(a["id"]) == 32 and 0 < a["confidence"] <= 1 for a in answers)
+
+
+def test_several_together(fwd2bot: Run, indexed: Path) -> None:
+    ask = ("ask", "is one red?", "--query", "red", "--top", "3", "--together")
+    outcome = fwd2bot(*ask)
+    assert sorted(outcome.out.split()) == ["blue", "green", "red"]
+    assert "It rests on pictures/red.png." in outcome.err
+    document = json.loads(fwd2bot(*ask, "--json").out)
+    assert document["confidence"] == pytest.approx(0.6065, abs=1e-3)
+    assert [p["weight"] for p in document["pictures"]] == [1.0, 0.0, 0.0]
+    assert document["rests_on"] == [document["pictures"][0]["id"]]
+
+
+def test_only_pictures_that_fulfil_a_condition(fwd2bot: Run, indexed: Path) -> None:
+    outcome = fwd2bot("ask", "?", "--query", "red", "--where", "uri LIKE '%green%'")
+    assert outcome.out == "green\n"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["?", "--query", "red", "--choices", "yes"],
+        ["?", "--query", "red", "--choices", "yes,yes"],
+        ["?", "--query", "red", "--choices", "yes,"],
+        ["?", "--query", "red", "--choices", "yes,no", "--together"],
+        ["?", "--query", "red", "--json", "--jsonl"],
+        ["?", "--image", "pictures/red.png", "--together"],
+        ["?" * 20_000, "--query", "red"],
+    ],
+)
+def test_more_contradictions(fwd2bot: Run, indexed: Path, arguments: list[str], models: FakeModels) -> None:
+    assert fwd2bot("ask", *arguments).code == 2
+    assert models.loads == 0

@@ -41,7 +41,7 @@ def test_scores_are_those_of_the_base_with_the_whole_picture(family: str) -> Non
     plain, _ = tiny_models.build(family)  # the same seed: the base without adapters
     plain.eval()
     for i, picture in enumerate(pictures):
-        text = render(model.processor, model.family, ASKED[i], with_image=True)
+        text = render(model.processor, model.family, ASKED[i], images=1)
         settings = model.family.settings_for(model.processor.image_processor)
         bos = getattr(model.processor.tokenizer, "bos_token", None)
         special = {"add_special_tokens": False} if bos and text.startswith(bos) else {}

@@ -11,6 +11,7 @@ import tiny_models
 import torch
 from torch.nn import functional as F
 
+from fwd2bot_index import model as model_module
 from fwd2bot_index.adapters import LoraSettings
 from fwd2bot_index.config import CompressorConfig, Queries
 from fwd2bot_index.errors import ImageError, InputError, ModelError
@@ -187,14 +188,111 @@ def test_generate_is_what_whole_forwards_say(family: str) -> None:
     model = trained(family)
     tokens = model.compress(tiny_models.pictures(2)).tokens
     model._stop_tokens = list  # type: ignore[method-assign]  # random models may stop at once
-    answers = model.generate(tokens, "what is it?", max_new_tokens=5)
+    replies = model.answer(tokens, "what is it?", max_new_tokens=5)
+    logprob = torch.zeros(2)
     ids, mask = model.prepare_prompts("what is it?", 2, num_tokens=K)
     for step in range(5):
         with torch.no_grad():
             logits = model.second_pass(tokens, ids, mask, suffix=step, logits_to_keep=1)
-        ids = torch.cat([ids, model._best(logits)[:, None]], dim=1)
+        best, each = model._best(logits)
+        logprob += each
+        ids = torch.cat([ids, best[:, None]], dim=1)
         mask = F.pad(mask, (0, 1), value=1)
-    assert answers == [model._decode(row, set()) for row in ids[:, -5:].tolist()]
+    assert replies.texts == [model._decode(row, set()) for row in ids[:, -5:].tolist()]
+    torch.testing.assert_close(replies.logprob, logprob, atol=1e-3, rtol=1e-4)
+    assert replies.num_tokens.tolist() == [5, 5]
+
+
+def test_an_answer_counts_to_its_end_and_no_further() -> None:
+    model = trained("llava")
+    tokens = model.compress(tiny_models.pictures(1)).tokens
+    model._stop_tokens = list  # type: ignore[method-assign]
+    two, six = (model.answer(tokens, "what is it?", max_new_tokens=n) for n in (2, 6))
+    ids, mask = model.prepare_prompts("what is it?", 1, num_tokens=K)
+    said: list[int] = []
+    for _ in range(2):
+        with torch.no_grad():
+            best, _ = model._best(model.second_pass(tokens, ids, mask, logits_to_keep=1))
+        said.append(int(best))
+        ids, mask = torch.cat([ids, best[:, None]], dim=1), F.pad(mask, (0, 1), value=1)
+    assert said[0] != said[1]
+    model._stop_tokens = lambda: said[1:]  # type: ignore[method-assign]
+    cut = model.answer(tokens, "what is it?", max_new_tokens=6)
+    assert cut.num_tokens.tolist() == [2]
+    assert six.num_tokens.tolist() == [6]
+    torch.testing.assert_close(cut.logprob, two.logprob)
+    assert cut.texts == [model._decode(said[:1], set())]
+
+
+@every_family
+def test_the_end_of_a_completion_may_count(family: str) -> None:
+    model = trained(family)
+    tokens = model.compress(tiny_models.pictures(2)).tokens
+    scores = model.loglikelihood(tokens, "what is it?", ["y", "a dog"], ended=True)
+    end = model.processor.tokenizer.decode(model._stop_tokens()[:1])
+    longer = model.loglikelihood(tokens, "what is it?", ["y" + end, "a dog" + end])
+    torch.testing.assert_close(scores, longer, atol=1e-3, rtol=1e-4)
+
+
+# ---- several pictures in one context
+
+SEVERAL = ["llava", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl", "gemma3", "idefics3", "smolvlm"]
+
+
+@pytest.mark.parametrize("family", SEVERAL)
+def test_several_pictures_are_read_one_after_another(family: str) -> None:
+    model = trained(family)
+    tokens = model.compress(tiny_models.pictures(3)).tokens
+    model._stop_tokens = lambda: [2]  # type: ignore[method-assign]
+    ids = model.inputs.together("which?", [K] * 3)
+    assert ids.count(model._image_token) == 3 * K
+    alone = model.inputs.prompt("which?").ids(model._image_token, K)
+    assert model.inputs.together("which?", [K]) == alone
+    one = model.answer_together(tokens[:1], "which?", max_new_tokens=4)
+    assert one.texts == model.answer(tokens[:1], "which?", max_new_tokens=4).texts
+    together = model.answer_together(tokens, "which?", max_new_tokens=4)
+    turned = model.answer_together(tokens.flip(0), "which?", max_new_tokens=4)
+    assert not torch.allclose(together.logprob, turned.logprob, atol=1e-4)  # the order is read
+
+
+@pytest.mark.parametrize("family", SEVERAL)
+def test_a_weight_is_what_the_absence_of_a_picture_costs(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = trained(family)
+    tokens = model.compress(tiny_models.pictures(3)).tokens
+    weights = model.weigh_together(tokens, "which?", "ab")
+
+    def logprob(shown: torch.Tensor) -> torch.Tensor:
+        said = [*model.processor.tokenizer("ab", add_special_tokens=False)["input_ids"], model._stop_tokens()[0]]
+        ids = torch.tensor([[*model.inputs.together("which?", [K] * len(shown)), *said]])
+        with torch.no_grad():
+            logits = model.second_pass(shown.flatten(0, 1)[None], ids, torch.ones_like(ids), suffix=len(said))
+        steps = logits[0, -len(said) - 1 : -1].log_softmax(-1)
+        return steps.gather(-1, torch.tensor(said)[:, None]).sum()
+
+    whole = logprob(tokens)
+    for i in range(3):
+        without = logprob(tokens[[j for j in range(3) if j != i]])
+        torch.testing.assert_close(weights[i], whole - without, atol=1e-3, rtol=1e-3)
+    monkeypatch.setattr(model_module, "_POSITIONS_AT_ONCE", 1)  # one at a time
+    torch.testing.assert_close(model.weigh_together(tokens, "which?", "ab"), weights, atol=1e-3, rtol=1e-3)
+    assert model.weigh_together(tokens[:1], "which?", "ab").tolist() == [0.0]
+
+
+def test_more_pictures_than_the_context_has_room_for() -> None:
+    model = trained("llava")
+    tokens = model.compress(tiny_models.pictures(1)).tokens.expand(200, -1, -1)
+    with pytest.raises(InputError, match="the model reads 512: ask about fewer"):
+        model.answer_together(tokens, "which?")
+    with pytest.raises(InputError, match="no pictures"):
+        model.answer_together(tokens[:0], "which?")
+
+
+@pytest.mark.parametrize("family", ["paligemma"])
+def test_a_family_of_one_picture_says_so(family: str) -> None:
+    model = trained(family)
+    tokens = model.compress(tiny_models.pictures(2)).tokens
+    with pytest.raises(ModelError, match="one picture at a time"):
+        model.answer_together(tokens, "which?")
 
 
 @every_family

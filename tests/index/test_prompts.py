@@ -55,12 +55,12 @@ def test_plain_formats_without_a_chat_template() -> None:
     base, processor = tiny_models.build("llava")
     processor.chat_template = None
     family = family_of(base.config)
-    assert prompts.render(processor, family, "{x}?", with_image=True) == "USER: <image>\n{x}? ASSISTANT:"
-    assert prompts.render(processor, family, "{x}?", with_image=False) == "USER: {x}? ASSISTANT:"
+    assert prompts.render(processor, family, "{x}?", images=1) == "USER: <image>\n{x}? ASSISTANT:"
+    assert prompts.render(processor, family, "{x}?", images=0) == "USER: {x}? ASSISTANT:"
     base, processor = tiny_models.build("qwen3_vl")
     processor.chat_template = None
     with pytest.raises(ModelError, match="no chat template"):
-        prompts.render(processor, family_of(base.config), "x", with_image=True)
+        prompts.render(processor, family_of(base.config), "x", images=1)
 
 
 def test_the_beginning_token_is_never_doubled() -> None:

@@ -15,7 +15,7 @@ from fakes import FakeModel
 from pictures import BLUE, GREEN, RED, plain, write
 from PIL import Image
 
-from fwd2bot_index import querying
+from fwd2bot_index import answering, querying
 from fwd2bot_index.errors import ImageError, IndexEmptyError, IndexMismatchError, IndexNotFoundError, InputError
 from fwd2bot_index.indexing import index_images
 from fwd2bot_index.queries import Term
@@ -250,7 +250,7 @@ def test_answers_need_no_pictures(index: Index, photos: Path) -> None:
 
 
 def test_answers_come_in_the_order_of_the_hits_over_many_batches(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(querying, "ASK_BATCH", 2)
+    monkeypatch.setattr(answering, "ASK_BATCH", 2)
     hits = index.search("green", top=3)
     order = [hits[1], hits[0], hits[0], hits[2], hits[1]]
     answers = index.ask("which colour?", order)
