@@ -35,6 +35,7 @@ _EMPTY_IS_NULL: Final = pyarrow.csv.ConvertOptions(
     null_values=[""], strings_can_be_null=True, quoted_strings_can_be_null=False
 )
 """And nothing else is: NA may be Namibia."""
+_OWN: Final = {name.lower() for name in OWN_COLUMNS}
 _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -154,15 +155,25 @@ def _read(path: Path) -> Any:
         raise InputError(f"{path} cannot be read: {str(e).strip().splitlines()[0].rstrip('.')}.") from e
 
 
+def check_column_name(name: str) -> None:
+    """
+    Raises:
+        InputError: no filter could name it, or the index itself uses it.
+    """
+    if not _NAME.fullmatch(name):
+        raise InputError(f"The column {name!r} needs a plain name: letters, digits and _, no digit first.")
+    if name.lower() in _OWN:
+        raise InputError(f"The column {name} has the name of a column of the index: choose another.")
+
+
 def _check_names(path: Path, names: Sequence[str]) -> None:
-    own = {name.lower() for name in OWN_COLUMNS}
     seen: set[str] = set()
     for name in names:
         if not _NAME.fullmatch(name):
             raise InputError(
                 f"The column {name!r} of {path} needs a plain name: letters, digits and _, no digit first."
             )
-        if name.lower() in own:
+        if name.lower() in _OWN:
             raise InputError(f"The column {name} of {path} has the name of a column of the index: rename it.")
         if name.lower() in seen:
             raise InputError(f"{path} has two columns called {name}.")

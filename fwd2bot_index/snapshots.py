@@ -146,6 +146,14 @@ class Snapshot:
             return self.embeddings_at(addresses)
         return np.concatenate(list(self.embedding_batches(chosen)))
 
+    def select(self, columns: Sequence[str], *, where: str) -> Any:
+        """Arrow's columns of the rows that fulfil a condition that is known to be understood."""
+        return self._scan(list(columns), where=where).drop_columns(["_rowaddr"])
+
+    def count(self, where: str) -> int:
+        """How many rows fulfil it."""
+        return int(self._read(partial(self._dataset.count_rows, filter=where)))
+
     # ---- LanceDB's own vector index
 
     @cached_property

@@ -9,6 +9,7 @@
                       checksum; and the user's own columns
       tokens.lance    one row per picture: id (the key), payload, checksum
       faiss/          the trained vector index of a large corpus, see :mod:`fwd2bot_index.vector_files`
+      annotations.json   what `fwd2bot annotate` asked in which column
       first.safetensors   only until the first commit: what was computed before there was an index to put it into
       .lock           held by the process that writes
 
@@ -34,13 +35,14 @@ embedding size.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import sys
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -92,10 +94,17 @@ _IMAGES: Final = "images.lance"
 _TOKENS: Final = "tokens.lance"
 _FIT: Final = "codec.safetensors"
 _LOCK: Final = ".lock"
+_ANNOTATIONS: Final = "annotations.json"
 FIRST: Final = "first.safetensors"
 """See :mod:`fwd2bot_index.first_pictures`."""
 _OWN_NAMES: Final = frozenset(
-    {_IMAGES, _TOKENS, _LOCK, "faiss", *(name + end for name in (_MANIFEST, _FIT, FIRST) for end in ("", ".tmp"))}
+    {
+        _IMAGES,
+        _TOKENS,
+        _LOCK,
+        "faiss",
+        *(name + end for name in (_MANIFEST, _FIT, FIRST, _ANNOTATIONS) for end in ("", ".tmp")),
+    }
 )
 
 
@@ -158,6 +167,25 @@ class KnownFiles:
         """What is known where there is no index."""
         numbers, strings = np.zeros(0, np.int64), pa.chunked_array([], pa.string())
         return cls(uri=strings, id=strings, size=numbers, mtime_ns=numbers, status=strings, error=strings)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Annotation:
+    """What was asked about the pictures, whose answers are a column."""
+
+    question: str
+    choices: tuple[str, ...] | None
+    model: str
+
+    @classmethod
+    def of(cls, fields: Mapping[str, Any]) -> Self:
+        choices = fields["choices"]
+        return cls(question=str(fields["question"]), choices=choices and tuple(choices), model=str(fields["model"]))
+
+
+def confidence_column(column: str) -> str:
+    """Where the confidence of the answers in ``column`` is."""
+    return f"{column}_confidence"
 
 
 class EmbeddedRows:
@@ -426,6 +454,20 @@ class IndexStore:
         """The latest version of tokens.lance, piece by piece."""
         return self._fragments(self._tokens, _TOKENS, columns, self._payload_bytes)
 
+    def decoded(self, batch: Any) -> Float32:
+        """[n, K, D]: of Arrow's columns id, payload and checksum of n pictures.
+
+        Raises:
+            IndexCorruptedError: a checksum does not match.
+        """
+        payload = np.frombuffer(b"".join(batch.column("payload").to_pylist()), np.uint8)
+        payload = payload.reshape(batch.num_rows, self._payload_bytes)
+        wrong = np.flatnonzero(checksums(payload) != batch.column("checksum").to_numpy())
+        if len(wrong):
+            id_ = batch.column("id")[int(wrong[0])]
+            raise corrupted(self.path, f"the summary tokens of the picture {id_} are not what was written")
+        return self.decode(payload)
+
     def decode(self, payload: Bytes) -> Float32:
         """[n, payload bytes] -> [n, K, D].
 
@@ -489,10 +531,64 @@ class IndexStore:
             same = pc.or_(pc.equal(old, value).fill_null(False), pc.and_(pc.is_null(old), pc.is_null(value)))
             differs |= ~same.to_numpy(zero_copy_only=False).astype(bool)
         if differs.any():
-            changed = columns.append_column(pa.field("uri", pa.string(), nullable=False), pa.array(uris, pa.string()))
-            changed = changed.filter(pa.array(differs))
-            or_write_error(self.path, lambda: _update(self._images, changed))
+            chosen = pa.array(differs)
+            self.write_columns(pa.array(uris, pa.string()).filter(chosen), columns.filter(chosen))
         return int(differs.sum())
+
+    def write_columns(self, uris: Any, columns: Any) -> None:
+        """Set columns that are there (an Arrow table with a row for each uri), without looking at what they hold.
+
+        Raises:
+            IndexWriteError: nothing was changed.
+        """
+        changed = columns.append_column(pa.field("uri", pa.string(), nullable=False), uris)
+        or_write_error(self.path, lambda: _update(self._images, changed))
+
+    def annotations(self) -> dict[str, Annotation]:
+        """What is asked in which column.
+
+        Raises:
+            IndexCorruptedError: the file that says so cannot be read.
+        """
+        try:
+            raw = (self.path / _ANNOTATIONS).read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return {}
+        except (OSError, UnicodeDecodeError) as e:
+            raise corrupted(self.path, f"{_ANNOTATIONS} cannot be read: {e}") from e
+        try:
+            return {name: Annotation.of(fields) for name, fields in json.loads(raw).items()}
+        except (ValueError, TypeError, AttributeError) as e:
+            raise corrupted(self.path, f"{_ANNOTATIONS} cannot be understood: {e}") from e
+
+    def begin_annotation(self, column: str, annotation: Annotation, kind: Any, *, again: bool) -> None:
+        """See that there is a column for the answers, of that Arrow type, and one for their confidence; ``again``: with
+        nothing in them.
+
+        Raises:
+            IndexWriteError: it could not be written.
+        """
+        names = [column, confidence_column(column)]
+        there = [name for name in names if name in self.user_columns()]
+        known = {**self.annotations(), column: annotation}
+
+        def write() -> None:
+            self._images.checkout_latest()
+            if again and there:
+                self._images.drop_columns(there)
+            missing = [
+                pa.field(name, type_)
+                for name, type_ in zip(names, (kind, pa.float32()), strict=True)
+                if again or name not in there
+            ]
+            # the file first: a column that nobody knows of would be nobody's to fill
+            write_atomically(
+                self.path / _ANNOTATIONS, json.dumps({n: asdict(a) for n, a in known.items()}, indent=2).encode()
+            )
+            if missing:
+                _add_columns(self._images, pa.schema(missing))
+
+        or_write_error(self.path, write)
 
     def commit(self, rows: Sequence[ImageRow], tokens: Mapping[str, Float32]) -> None:
         """Insert or replace the rows of these files, after the tokens ([K, D] by id) of the pictures that are new.
@@ -508,7 +604,29 @@ class IndexStore:
             or_write_error(self.path, lambda: _insert_new(self._tokens, table))
         if rows:
             images = _images_table(rows, self.manifest.embedding_dim)
-            or_write_error(self.path, lambda: _upsert(self._images, images))
+            changed = self._changed(rows)
+            if changed.any():  # answers about the picture that was there before
+                empty = images.filter(pa.array(changed))
+                for name, kind in self.user_columns().items():
+                    if name in self._answer_columns():
+                        empty = empty.append_column(name, pa.nulls(empty.num_rows, kind))
+                or_write_error(self.path, lambda: _upsert(self._images, empty))
+                images = images.filter(pa.array(~changed))
+            if images.num_rows:
+                or_write_error(self.path, lambda: _upsert(self._images, images))
+
+    def _changed(self, rows: Sequence[ImageRow]) -> npt.NDArray[np.bool_]:
+        """[n]: which of these files held another picture before, where that has been asked about."""
+        if not self._answer_columns():
+            return np.zeros(len(rows), np.bool_)
+        before: dict[str, str | None] = {}
+        for chunk in _chunks([row.uri for row in rows]):
+            table = self._scan(self._images, columns=["uri", "id"], filter=_is_in("uri", chunk))
+            before |= dict(zip(*(column.to_pylist() for column in table.columns), strict=True))
+        return np.array([row.uri in before and before[row.uri] != row.id for row in rows], np.bool_)
+
+    def _answer_columns(self) -> set[str]:
+        return {name for column in self.annotations() for name in (column, confidence_column(column))}
 
     def remove(self, uris: Sequence[str]) -> None:
         """Drop the rows of these files. Tokens that no row needs any more go with :meth:`tidy`.

@@ -30,7 +30,7 @@ def info(
     output = session_of(context).output
     store = IndexStore.open(existing_index(index))
     manifest, stats = store.manifest, store.stats()
-    plan = plan_of(store)
+    plan, annotations = plan_of(store), store.annotations()
     per_picture = stats.total_bytes / stats.pictures if stats.pictures else None
     if as_json:
         output.json(
@@ -39,6 +39,7 @@ def info(
                 **asdict(manifest),
                 "columns": {name: str(kind) for name, kind in store.user_columns().items()},
                 "search": asdict(plan),
+                "annotations": {name: asdict(annotation) for name, annotation in annotations.items()},
                 "files": stats.files,
                 "pictures": stats.pictures,
                 "skipped": [{"path": s.uri, "reason": s.reason} for s in store.known_files().skipped()],
@@ -62,6 +63,7 @@ def info(
             ("created", printable(manifest.created)),
             ("files", f"{stats.files} indexed, {stats.skipped} skipped"),
             ("pictures", f"{stats.pictures} different"),
+            *((f"question of {name}", printable(a.question)) for name, a in annotations.items()),
             ("columns", ", ".join(f"{name} ({kind})" for name, kind in store.user_columns().items()) or "none"),
             ("search", f"{described(plan.built)}{_tail(plan.tail)}" if plan.built else f"{plan.method}, {plan.engine}"),
             ("tokens", size(stats.tokens_bytes)),

@@ -16,7 +16,7 @@ from fwd2bot_cli.models import ModelChoice
 from fwd2bot_cli.session import Session
 from fwd2bot_index.types import Compressor
 
-COMMANDS = ("index", "search", "ask", "dedup", "info", "verify", "optimize", "train", "eval", "demo")
+COMMANDS = ("index", "search", "ask", "annotate", "dedup", "info", "verify", "optimize", "train", "eval", "demo")
 
 
 def python(code: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -126,7 +126,7 @@ def test_a_reader_that_had_enough(indexed: Path) -> None:
 
 
 def test_no_colour_codes_in_pipes(fwd2bot: Run, indexed: Path) -> None:
-    for arguments in (["search", "red"], ["info"], ["ask", "?"], ["search"], ["--help"]):
+    for arguments in (["search", "red"], ["info"], ["annotate", "ask", "?"], ["search"], ["--help"]):
         outcome = fwd2bot(*arguments)
         assert "\x1b" not in outcome.out + outcome.err
 
