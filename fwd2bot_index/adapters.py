@@ -11,6 +11,8 @@ from __future__ import annotations
 import logging
 import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, get_args
@@ -24,6 +26,8 @@ from fwd2bot_index.types import Stage
 STAGES: tuple[Stage, ...] = get_args(Stage)
 SHARED = "shared"
 _WEIGHTS = "adapter_model.safetensors"
+_MOST_MERGED = 200_000_000
+"""Weights of the adapted layers."""
 # PEFT's own folders name every tensor from inside its wrapper; written so that PeftModel.from_pretrained reads ours
 _PEFT_PREFIX = "base_model.model."
 # PEFT imports bitsandbytes where it is installed, which then advises every user of a CPU to install faster kernels
@@ -68,6 +72,7 @@ class StageAdapters:
             raise ModelError("No linear layer of the language model was found to carry an adapter.")
         for parameter in self._live_parameters():
             parameter.requires_grad_(True)
+        self._is_merged = False
         self.active: Stage | None = STAGES[0]
         self.activate(None)
 
@@ -139,6 +144,7 @@ class StageAdapters:
         """Make one adapter active, or none (the base alone, exactly). Every ``requires_grad`` stays as it was."""
         if stage == self.active:
             return
+        assert not self._is_merged, "an adapter that is part of the weights cannot be taken away"
         # looked up each time: FSDP puts other objects in the place of parameters
         parameters = self._live_parameters()
         flags = [p.requires_grad for p in parameters]
@@ -149,6 +155,35 @@ class StageAdapters:
         for parameter, flag in zip(parameters, flags, strict=True):
             parameter.requires_grad_(flag)
         self.active = stage
+
+    @contextmanager
+    def merged(self, stage: Stage) -> Iterator[None]:
+        """Inside, the adapter of ``stage`` is a part of the base's weights, so that a forward costs what the base alone
+        costs; afterwards the weights are the very same as before. No other stage can be activated inside.
+
+        Only for float32 and up to ``_MOST_MERGED`` weights, of which a copy is kept: in less precision something would
+        be lost, and of a large model an adapter is a small part of the work. Else it is only active.
+        """
+        before = self.active
+        self.activate(stage)
+        weights = [layer.get_base_layer().weight for layer in self._layers]
+        merges = sum(w.numel() for w in weights) <= _MOST_MERGED and all(w.dtype == torch.float32 for w in weights)
+        kept = [w.detach().clone() for w in weights] if merges else []
+        try:
+            if merges:
+                for layer in self._layers:
+                    layer.merge(adapter_names=[self._adapter_of(stage)])
+                self._is_merged = True
+            yield
+        finally:
+            if merges:
+                for layer in self._layers:
+                    layer.unmerge()
+                with torch.no_grad():
+                    for weight, copy in zip(weights, kept, strict=True):
+                        weight.copy_(copy)
+                self._is_merged = False
+            self.activate(before)
 
     @property
     def rank(self) -> int:

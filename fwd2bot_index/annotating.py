@@ -102,10 +102,11 @@ def annotate(
     run = _Run(store, column, kind, where)
     already, interrupted = run.already, False
     try:
-        for ids, tokens in run.batches(batch_size):
-            run.add(ids, *_answered(model, tokens, question, choices, max_new_tokens))
-            progress(run.done, run.total)
-            run.commit_if_due(commit_seconds)
+        with model.merged("generate"):
+            for ids, tokens in run.batches(batch_size):
+                run.add(ids, *_answered(model, tokens, question, choices, max_new_tokens))
+                progress(run.done, run.total)
+                run.commit_if_due(commit_seconds)
     except KeyboardInterrupt:
         interrupted = True
     run.commit()

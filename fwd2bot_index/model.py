@@ -492,6 +492,16 @@ class Fwd2BotModel(nn.Module):
         finally:
             self._adapters.activate(before)
 
+    @contextmanager
+    def merged(self, stage: Stage) -> Iterator[None]:
+        """For many calls of one stage: inside, its adapter is a part of the weights where that is worth it, see
+        :meth:`fwd2bot_index.adapters.StageAdapters.merged`. Not for training."""
+        if self._adapters is None:
+            yield
+            return
+        with torch.no_grad(), self._adapters.merged(stage):
+            yield
+
     @property
     def language_model(self) -> nn.Module:
         """The LLM without its head: takes ``inputs_embeds``, ``attention_mask`` and ``position_ids``."""

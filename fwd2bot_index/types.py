@@ -6,6 +6,7 @@ Shapes: B batch, K summary tokens, D hidden size of the LLM, E embedding size.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias, runtime_checkable
@@ -172,6 +173,10 @@ class Compressor(Protocol):
     @property
     def decode_side(self) -> int | None:
         """The longest side, in pixels, that is worth decoding a picture to before preprocessing; None: no opinion."""
+        ...
+
+    def merged(self, stage: Stage) -> AbstractContextManager[None]:
+        """Around many calls of one stage, which may be faster inside; no call of the other stage is."""
         ...
 
     def compress(self, images: Sequence[ImageInput]) -> SummaryTokens: ...

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from io import BytesIO
 from pathlib import Path
 from typing import ClassVar
@@ -13,7 +14,7 @@ import torch
 from PIL import Image
 
 from fwd2bot_index.config import Manifest
-from fwd2bot_index.types import ImageInput, Replies, SummaryTokens
+from fwd2bot_index.types import ImageInput, Replies, Stage, SummaryTokens
 
 
 def manifest(*, k: int, d: int, e: int) -> Manifest:
@@ -50,6 +51,9 @@ class FakeModel:
         self.decode_side: int | None = None
         self.compressed = 0
         """Pictures compressed so far: a test can tell what was not recomputed."""
+
+    def merged(self, stage: Stage) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def compress(self, images: Sequence[ImageInput]) -> SummaryTokens:
         self.compressed += len(images)

@@ -36,7 +36,7 @@ def annotate(
 
     `fwd2bot search --where` filters on the column and on NAME_confidence, and `search --json` shows them. With
     --choices yes,no it is true or false, else text. Pictures that have their answer are left out: what was interrupted
-    goes on, and what was indexed since is added. A file whose picture changes loses its answer when it is indexed again.
+    goes on, and what was indexed since is added. A file whose picture changes loses its answer when indexed again.
     """
     from fwd2bot_index import annotating
     from fwd2bot_index.store import IndexStore, writing

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from fwd2bot_index.config import CompressorConfig, Queries
 from fwd2bot_index.errors import ImageError, InputError, ModelError
 from fwd2bot_index.model import Fwd2BotModel
 from fwd2bot_index.regions import region_weights
-from fwd2bot_index.types import Compressor
+from fwd2bot_index.types import Compressor, Stage
 
 K = 6
 TEXTS = ["a dog", "two red circles left of a blue square", "x"]
@@ -417,6 +418,37 @@ def _image_rows(model: Fwd2BotModel, picture: object) -> torch.Tensor:
     with torch.no_grad():
         model._run(batch.input_ids, batch.attention_mask, edit=keep, pixels=batch.pixels)
     return rows[0]
+
+
+@pytest.mark.parametrize("stage", ["compress", "generate"])
+def test_merged_is_the_same_and_leaves_no_trace(stage: Stage) -> None:
+    model = trained("llava")
+    ids = torch.arange(10, 20)[None]
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with torch.no_grad():
+        with model.stage(stage):
+            expected = model.base(input_ids=ids).logits
+        with suppress(KeyError), model.merged(stage):
+            torch.testing.assert_close(model.base(input_ids=ids).logits, expected, atol=1e-5, rtol=1e-5)
+            with model.stage(stage):  # already there
+                torch.testing.assert_close(model.base(input_ids=ids).logits, expected, atol=1e-5, rtol=1e-5)
+            with pytest.raises(AssertionError, match="cannot be taken away"), model.stage(None):
+                pass
+            raise KeyError  # whatever ends it
+        with model.stage(stage):
+            assert torch.equal(model.base(input_ids=ids).logits, expected)
+    after = model.state_dict()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+
+
+def test_half_precision_is_not_merged() -> None:
+    model = trained("llava").to(torch.bfloat16)
+    ids = torch.arange(10, 20)[None]
+    with torch.no_grad():
+        with model.stage("generate"):
+            expected = model.base(input_ids=ids).logits
+        with model.merged("generate"):
+            assert torch.equal(model.base(input_ids=ids).logits, expected)
 
 
 def test_without_adapters_the_base_is_exactly_itself() -> None:

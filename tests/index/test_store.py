@@ -352,8 +352,11 @@ def test_a_dataset_that_is_truncated(store: IndexStore, folder: str) -> None:
 
 
 def test_tokens_that_are_missing(store: IndexStore) -> None:
-    with pytest.raises(IndexCorruptedError, match="abc"):
+    with pytest.raises(InputError, match="picture abc is not in the index"):
         store.tokens(["abc"])
+    store.commit([picture(1)], {})
+    with pytest.raises(IndexCorruptedError, match=f"no summary tokens for the picture {picture(1).id}"):
+        store.tokens([picture(1).id or ""])
 
 
 def test_an_embedding_that_is_not_a_number(store: IndexStore) -> None:
