@@ -1,6 +1,6 @@
 """Compress an image corpus once, then search it and question it for ever without the images.
 
-    >>> from fwd2bot_index import Fwd2BotModel, Index, index_images
+    >>> from fwd2bot_index import Corpus, Fwd2BotModel, index_images
 
 Names are imported on first use, so that reading an index loads neither torch nor transformers.
 """
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fwd2bot_index.config import CompressorConfig
+    from fwd2bot_index.corpus import Corpus
     from fwd2bot_index.errors import (
         Fwd2BotError,
         ImageError,
@@ -29,17 +30,17 @@ if TYPE_CHECKING:
     )
     from fwd2bot_index.indexing import index_images
     from fwd2bot_index.model import Fwd2BotModel
-    from fwd2bot_index.querying import Index
-    from fwd2bot_index.types import Answer, Hit, IndexReport, SummaryTokens
+    from fwd2bot_index.queries import Term
+    from fwd2bot_index.types import Answer, Hit, IndexReport, JointAnswer, SummaryTokens
 
 __all__ = [
     "Answer",
     "CompressorConfig",
+    "Corpus",
     "Fwd2BotError",
     "Fwd2BotModel",
     "Hit",
     "ImageError",
-    "Index",
     "IndexBusyError",
     "IndexCorruptedError",
     "IndexEmptyError",
@@ -49,9 +50,11 @@ __all__ = [
     "IndexReport",
     "IndexWriteError",
     "InputError",
+    "JointAnswer",
     "ModelError",
     "NothingToIndexError",
     "SummaryTokens",
+    "Term",
     "UnsupportedFamilyError",
     "index_images",
 ]
@@ -59,11 +62,13 @@ __all__ = [
 _HOMES = {
     "Answer": "types",
     "CompressorConfig": "config",
+    "Corpus": "corpus",
     "Fwd2BotModel": "model",
     "Hit": "types",
-    "Index": "querying",
     "IndexReport": "types",
+    "JointAnswer": "types",
     "SummaryTokens": "types",
+    "Term": "queries",
     "index_images": "indexing",
 }
 

@@ -46,11 +46,7 @@ class Results(list[T]):
         Raises:
             InputError: pandas is not installed.
         """
-        try:
-            pandas = import_module("pandas")
-        except ImportError as e:
-            raise InputError("pandas is not installed: `pip install pandas`, or use to_arrow().") from e
-        return pandas.DataFrame(self.columns())
+        return require_pandas().DataFrame(self.columns())
 
     def _repr_html_(self) -> str:
         from fwd2bot_index.thumbnails import thumbnail
@@ -65,6 +61,18 @@ class Results(list[T]):
             )
         rest = f"<p>... and {len(self) - SHOWN} more</p>" if len(self) > SHOWN else ""
         return f'<div style="display:flex;flex-wrap:wrap;align-items:flex-end">{"".join(cards)}</div>{rest}'
+
+
+def require_pandas() -> Any:
+    """The package, which nothing else here needs.
+
+    Raises:
+        InputError: it is not installed.
+    """
+    try:
+        return import_module("pandas")
+    except ImportError as e:
+        raise InputError("pandas is not installed: `pip install pandas`, or use to_arrow().") from e
 
 
 class Hits(Results[Hit]):

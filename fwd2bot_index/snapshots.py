@@ -33,6 +33,7 @@ T = TypeVar("T")
 FOUND: Final = "status = 'ok'"
 """Rows that a search can find."""
 HIT_COLUMNS: Final = ("uri", "id", "width", "height")
+_HIDDEN: Final = ("embedding", "checksum")
 _ADDRESSES_PER_READ: Final = 10_000
 _READ_ONE_BY_ONE: Final = 2000
 """Rows; more are read by going through the whole table."""
@@ -93,8 +94,7 @@ class Snapshot:
         def plan(condition: str) -> object:
             return self._dataset.scanner(filter=condition, columns=["uri"]).explain_plan()
 
-        hidden = {"embedding", "checksum"}
-        return conditions.check(where, plan, [name for name in self._dataset.schema.names if name not in hidden])
+        return conditions.check(where, plan, [name for name in self._dataset.schema.names if name not in _HIDDEN])
 
     def embedded(self) -> tuple[UInt64, Any, Float16]:
         """Addresses [N], Arrow's ``HIT_COLUMNS`` and embeddings [N, E] of all that can be found.
@@ -145,6 +145,15 @@ class Snapshot:
         if len(addresses) <= _READ_ONE_BY_ONE:
             return self.embeddings_at(addresses)
         return np.concatenate(list(self.embedding_batches(chosen)))
+
+    def table(self, where: str | None = None) -> Any:
+        """All columns but embeddings and checksums of the rows that can be found.
+
+        Raises:
+            InputError: the condition cannot be understood.
+        """
+        found = FOUND if where is None else f"{self.checked(where)} AND {FOUND}"
+        return self.select([name for name in self._dataset.schema.names if name not in _HIDDEN], where=found)
 
     def select(self, columns: Sequence[str], *, where: str) -> Any:
         """Arrow's columns of the rows that fulfil a condition that is known to be understood."""

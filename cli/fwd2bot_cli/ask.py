@@ -17,7 +17,7 @@ from fwd2bot_cli.session import session_of
 from fwd2bot_index.errors import InputError
 
 if TYPE_CHECKING:
-    from fwd2bot_index.querying import Index
+    from fwd2bot_index.corpus import Corpus
     from fwd2bot_index.types import Answer, JointAnswer
 
 
@@ -103,7 +103,7 @@ def ask(
 
 
 def _ask_outside(
-    index: Index, question: str, image: Path, choices: Sequence[str] | None, output: Output
+    index: Corpus, question: str, image: Path, choices: Sequence[str] | None, output: Output
 ) -> dict[str, object]:
     """The answer about a picture that is not in the index: it is compressed for this once and not stored.
 

@@ -185,7 +185,7 @@ def _subject(
     from dataclasses import replace
 
     from fwd2bot_eval.subjects import Fwd2BotSubject
-    from fwd2bot_index.querying import Index
+    from fwd2bot_index.corpus import Corpus
 
     model = _load(session, name, ks=ks)
     said = {key: text for key, text in prompts.items() if text is not None}
@@ -193,7 +193,7 @@ def _subject(
     plain = _load(session, uncompressed, ks=None) if uncompressed else None
     opened = None
     if index is not None:
-        opened = Index.open(index, model=model)
+        opened = Corpus.open(index, model=model)
         opened.model  # noqa: B018 - refuses an index of another model before anything is computed
     return Fwd2BotSubject(
         model,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from fwd2bot_index.corpus import INDEX_FOLDER, find_index
 from fwd2bot_index.errors import IndexNotFoundError
-from fwd2bot_index.querying import INDEX_FOLDER, find_index
 
 
 def existing_index(given: Path | None) -> Path:

@@ -10,23 +10,23 @@ from fwd2bot_cli.models import ModelChoice
 from fwd2bot_cli.session import Session
 
 if TYPE_CHECKING:
-    from fwd2bot_index.querying import Index
+    from fwd2bot_index.corpus import Corpus
     from fwd2bot_index.types import Compressor
 
 
-def open_index(session: Session, given: Path | None) -> Index:
+def open_index(session: Session, given: Path | None) -> Corpus:
     """The index that a command means; its model is loaded when something first needs it, with a spinner.
 
     Raises:
         IndexNotFoundError, IndexCorruptedError, IndexMismatchError: there is no index to be read.
     """
-    from fwd2bot_index.querying import Index
+    from fwd2bot_index.corpus import Corpus
 
     def load() -> Compressor:
         with session.output.waiting(f"Loading the model {index.manifest.model} …"):
             return session.models.load(ModelChoice.of(index.manifest))
 
-    index = Index.open(
+    index = Corpus.open(
         existing_index(given), model=load, text_encoder=lambda: session.models.text_encoder(index.manifest)
     )
     return index

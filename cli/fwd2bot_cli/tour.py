@@ -22,12 +22,12 @@ from fwd2bot_cli.search import score
 from fwd2bot_cli.session import Session
 from fwd2bot_index.checkpoints import DEFAULT_MODEL
 from fwd2bot_index.config import DEFAULT_CODEC
+from fwd2bot_index.corpus import INDEX_FOLDER
 from fwd2bot_index.errors import Fwd2BotError, IndexCorruptedError, IndexMismatchError, InputError
-from fwd2bot_index.querying import INDEX_FOLDER
 from fwd2bot_index.scenes import Caption, Question, Scene, ask, caption, render, scene
 
 if TYPE_CHECKING:
-    from fwd2bot_index.querying import Index
+    from fwd2bot_index.corpus import Corpus
     from fwd2bot_index.types import Compressor, Hit
 
 NUM_SCENES = 60
@@ -100,9 +100,9 @@ def _draw(folder: Path) -> Drawn:
     return drawn
 
 
-def _index(session: Session, folder: Path, drawn: Drawn) -> Index:
+def _index(session: Session, folder: Path, drawn: Drawn) -> Corpus:
     """The demo's index, opened; one that another model left behind, or that is damaged, is made anew."""
-    from fwd2bot_index.querying import Index
+    from fwd2bot_index.corpus import Corpus
 
     choice = ModelChoice(name=DEFAULT_MODEL)
     path = folder / INDEX_FOLDER
@@ -122,7 +122,7 @@ def _index(session: Session, folder: Path, drawn: Drawn) -> Index:
     except (IndexMismatchError, IndexCorruptedError):
         shutil.rmtree(path)
         build()
-    return Index.open(path, model=load)
+    return Corpus.open(path, model=load)
 
 
 def _searches(drawn: Drawn) -> list[Caption]:
@@ -145,7 +145,7 @@ def _true_caption(scenes: Sequence[Scene], rng: np.random.Generator, *, mentions
     raise AssertionError("the demo's scenes are fixed, and some have two objects in a relation")
 
 
-def _search(output: Output, index: Index, drawn: Drawn, wanted: Caption) -> Section:
+def _search(output: Output, index: Corpus, drawn: Drawn, wanted: Caption) -> Section:
     fitting = sum(wanted.fits(s) for s in drawn.scenes)
     title = f'search "{wanted}" (true of {fitting} of {NUM_SCENES} scenes)'
     output.data(f"\n{title}")
@@ -164,7 +164,7 @@ def _search(output: Output, index: Index, drawn: Drawn, wanted: Caption) -> Sect
     )
 
 
-def _questions(output: Output, index: Index, drawn: Drawn) -> Section:
+def _questions(output: Output, index: Corpus, drawn: Drawn) -> Section:
     title = "ask, from the stored summary tokens alone"
     output.data(f"\n{title}")
     rows, cards = [], []

@@ -21,9 +21,9 @@ from pathlib import Path
 
 from fwd2bot_eval import cold_start
 from fwd2bot_index.checkpoints import DEFAULT_MODEL
+from fwd2bot_index.corpus import Corpus
 from fwd2bot_index.decoding import MAX_SIDE, decode_image, read_file
 from fwd2bot_index.indexing import default_workers, index_images
-from fwd2bot_index.querying import Index
 from fwd2bot_index.types import Compressor
 
 QUERY = "a dog in the grass"
@@ -69,7 +69,7 @@ def measure_indexing(images: Path, index: Path, model: Callable[[], Compressor])
     workers = default_workers()
     report = index_images([images], index, model, workers=workers)
     peak = _peak_bytes(resource.RUSAGE_SELF) + workers * _peak_bytes(resource.RUSAGE_CHILDREN)
-    opened = Index.open(index)
+    opened = Corpus.open(index)
     stats = opened.stats()
     ready = report.seconds - report.loading_seconds
     return IndexFigures(
@@ -90,7 +90,7 @@ def measure_indexing(images: Path, index: Path, model: Callable[[], Compressor])
 
 def measure_asking(index: Path, model: Compressor, *, repeats: int = REPEATS) -> AskFigures:
     """Ask the first hit, from its tokens and from its file; each once more before, to warm up."""
-    opened = Index.open(index, model=model)
+    opened = Corpus.open(index, model=model)
     [hit] = opened.search(QUERY, top=1)
     side = MAX_SIDE if model.decode_side is None else min(MAX_SIDE, model.decode_side)
 

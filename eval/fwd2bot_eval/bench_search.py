@@ -7,7 +7,7 @@ difference of two others, so that they spread as the photos do. They are written
 embeddings of captions of those photos, as the model makes them (half), and grown pictures that are not in the corpus.
 
 For each kind: seconds to build, bytes on disk, resident memory that opening adds; recall@10 of either kind of query
-against comparing with all; milliseconds of one search by `Index` with names and columns resolved, and of the same
+against comparing with all; milliseconds of one search by `Corpus` with names and columns resolved, and of the same
 search by the vector index alone; recall@10 and milliseconds under conditions that leave 10, 1 and 0.1 % of the rows.
 The index is left in the folder for the next time; delete it when you are done.
 """
@@ -28,7 +28,7 @@ import numpy as np
 
 from fwd2bot_index.checkpoints import DEFAULT_MODEL
 from fwd2bot_index.config import Manifest
-from fwd2bot_index.querying import Index
+from fwd2bot_index.corpus import Corpus
 from fwd2bot_index.searching import Choice, Searcher, build_vectors
 from fwd2bot_index.store import ImageRow, IndexStore
 from fwd2bot_index.vector_index import ExactIndex
@@ -111,7 +111,7 @@ def measure(store: IndexStore, kind: Choice, texts: Float32, pictures: Float32) 
     files = build_vectors(store, kind)
     build_seconds = time.perf_counter() - started
     before, started = _resident(), time.perf_counter()
-    index = Index.open(store.path, model=_no_model)
+    index = Corpus.open(store.path, model=_no_model)
     index.search_embedding(texts[0])
     opening_seconds, resident = time.perf_counter() - started, _resident() - before
     searcher = Searcher.of(store)

@@ -37,13 +37,13 @@ def search(index: Path, query: str) -> dict[str, float]:
     """
     stages = _Stages()
     import fwd2bot_index.vector_index  # noqa: F401
-    from fwd2bot_index.querying import Index
+    from fwd2bot_index.corpus import Corpus
     from fwd2bot_index.store import IndexStore
     from fwd2bot_index.text_encoder import TextEncoder
 
     stages.end("imports")
     encoder = TextEncoder.for_manifest(IndexStore.open(index).manifest)
-    opened = Index.open(index, text_encoder=lambda: encoder)
+    opened = Corpus.open(index, text_encoder=lambda: encoder)
     if encoder is None:
         _ = opened.model
     stages.end("model")

@@ -21,10 +21,10 @@ from PIL import Image
 
 from fwd2bot_eval.uncompressed import Uncompressed
 from fwd2bot_index.codec import get_codec
+from fwd2bot_index.corpus import Corpus
 from fwd2bot_index.errors import InputError
 from fwd2bot_index.likelihoods import AnswerScores
 from fwd2bot_index.model import Fwd2BotModel
-from fwd2bot_index.querying import Index
 
 Float32 = npt.NDArray[np.float32]
 
@@ -151,7 +151,7 @@ class Fwd2BotSubject:
         ks: Sequence[int] | None = None,
         uncompressed: Fwd2BotModel | None = None,
         baselines: bool = True,
-        index: Index | None = None,
+        index: Corpus | None = None,
         codec: str | None = None,
         short_answer_suffix: str | None = None,
     ) -> None:

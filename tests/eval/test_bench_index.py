@@ -13,7 +13,7 @@ from pictures import encoded, noise, write
 from tiny_models import build
 
 from fwd2bot_eval import bench_index
-from fwd2bot_index.querying import Index
+from fwd2bot_index.corpus import Corpus
 from fwd2bot_index.types import Compressor, ImageInput, SummaryTokens
 
 
@@ -40,7 +40,7 @@ def test_figures_of_a_model_whose_time_is_known(images: Path, tmp_path: Path) ->
     assert 0.6 / figures.seconds <= figures.model_share <= figures.model_share_when_ready <= 1
     assert figures.images_per_second == pytest.approx(6 / figures.seconds)
     assert figures.images_per_second < figures.images_per_second_when_ready < 10
-    stats = Index.open(tmp_path / "index").stats()
+    stats = Corpus.open(tmp_path / "index").stats()
     assert figures.all_bytes == stats.total_bytes / 6
     assert figures.tokens_bytes + figures.embedding_bytes < figures.all_bytes
     assert figures.peak_bytes > 50 * 2**20

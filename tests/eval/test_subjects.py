@@ -16,11 +16,11 @@ from fwd2bot_eval.tasks import make_task
 from fwd2bot_eval.tasks.options import TaskOptions
 from fwd2bot_index.codec import get_codec
 from fwd2bot_index.config import CompressorConfig
+from fwd2bot_index.corpus import Corpus
 from fwd2bot_index.decoding import content_id
 from fwd2bot_index.errors import InputError
 from fwd2bot_index.indexing import index_images
 from fwd2bot_index.model import Fwd2BotModel
-from fwd2bot_index.querying import Index
 
 ASKED = ["what is it?", "is it a red dog?", "q"]
 SAID = ["dog", "no", "a cat"]
@@ -95,7 +95,7 @@ def test_a_codec_and_an_index_give_what_is_stored(
     np.testing.assert_allclose(by_codec.see(pictures).reader("k=8").score(ROWS, ASKED, SAID)[0], expected, atol=1e-4)
 
     index_images([folder], tmp_path / "index", model=model, codec="int2")
-    by_index = Fwd2BotSubject(model, index=Index.open(tmp_path / "index", model=model))
+    by_index = Fwd2BotSubject(model, index=Corpus.open(tmp_path / "index", model=model))
     seen = by_index.see(pictures)
     np.testing.assert_allclose(seen.reader("k=8").score(ROWS, ASKED, SAID)[0], expected, atol=2e-2)
     assert by_index.settings["codec"] == "int2"

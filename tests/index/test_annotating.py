@@ -14,9 +14,9 @@ from pictures import BLUE, GREEN, RED, plain, write
 
 from fwd2bot_index import annotating
 from fwd2bot_index.annotating import annotate
+from fwd2bot_index.corpus import Corpus
 from fwd2bot_index.errors import IndexEmptyError, IndexMismatchError, IndexWriteError, InputError
 from fwd2bot_index.indexing import index_images
-from fwd2bot_index.querying import Index
 from fwd2bot_index.store import IndexStore
 
 COLOURS = {"red": RED, "green": GREEN, "blue": BLUE}
@@ -60,7 +60,7 @@ def test_yes_and_no_are_true_and_false(store: IndexStore) -> None:
     annotate(store, FakeModel(), "is it red?", "is_red", choices=["yes", "no"])
     assert str(store.user_columns()["is_red"]) == "bool"
     assert column(store, "is_red") == {name: name.startswith("red") for name in column(store, "is_red")}
-    index = Index.open(store.path, model=FakeModel())
+    index = Corpus.open(store.path, model=FakeModel())
     hits = index.search("green", top=20, where="is_red AND is_red_confidence > 0.9")
     assert {Path(hit.uri).name for hit in hits} == {f"red{i}.png" for i in range(5)}
     assert len(index.search("green", top=20, where="NOT is_red")) == 10

@@ -18,11 +18,11 @@ from pictures import BLUE, GREEN, RED, plain, write
 
 from fwd2bot_index import archives, listing
 from fwd2bot_index.archives import close_archives, in_runs, list_members, picture_exists, read_member, split_uri
+from fwd2bot_index.corpus import Corpus
 from fwd2bot_index.decoding import MAX_FILE_BYTES, read_file
 from fwd2bot_index.errors import ImageError, InputError, NothingToIndexError
 from fwd2bot_index.indexing import index_images
 from fwd2bot_index.listing import list_files
-from fwd2bot_index.querying import Index
 from fwd2bot_index.store import IndexStore
 from fwd2bot_index.types import Compressor, IndexReport, ModelIdentity
 
@@ -320,7 +320,7 @@ def test_pictures_in_archives_are_indexed_and_found(tmp_path: Path, data: Path) 
         "x.parquet!/image/1": "green",
         "x.parquet!/image/2": "blue",
     }
-    opened = Index.open(tmp_path / "index", model=FakeModel())
+    opened = Corpus.open(tmp_path / "index", model=FakeModel())
     hit = opened.find(data / "x.zip!" / "a.png")
     assert hit is not None
     assert hit.uri == str(data / "x.zip!" / "a.png")

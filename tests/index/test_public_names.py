@@ -11,7 +11,8 @@ import fwd2bot_index
 from fwd2bot_index import errors
 
 NAMES = {
-    "Answer", "CompressorConfig", "Fwd2BotModel", "Hit", "Index", "IndexReport", "SummaryTokens", "index_images",
+    "Answer", "CompressorConfig", "Corpus", "Fwd2BotModel", "Hit", "IndexReport", "JointAnswer", "SummaryTokens",
+    "Term", "index_images",
     "Fwd2BotError", "ImageError", "IndexCorruptedError", "IndexEmptyError", "IndexError_", "IndexMismatchError",
     "IndexNotFoundError", "IndexWriteError", "InputError", "ModelError", "UnsupportedFamilyError", "IndexBusyError",
     "NothingToIndexError",

@@ -22,10 +22,10 @@ from tiny_models import build
 from fwd2bot_index.adapters import LoraSettings
 from fwd2bot_index.checkpoints import resolve
 from fwd2bot_index.config import Adapters, CompressorConfig, Manifest
+from fwd2bot_index.corpus import Corpus
 from fwd2bot_index.errors import InputError, ModelError
 from fwd2bot_index.indexing import index_images
 from fwd2bot_index.model import Fwd2BotModel
-from fwd2bot_index.querying import Index
 from fwd2bot_index.text_encoder import TextEncoder
 from fwd2bot_training import small_llava
 
@@ -329,27 +329,27 @@ def test_weights_that_are_cut_off_are_named(own: Path, file: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def index(make: Make, tmp_path_factory: pytest.TempPathFactory) -> Index:
+def index(make: Make, tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     folder = tmp_path_factory.mktemp("index")
     photos = write(folder / "photos", {"red.png": plain(RED), "green.png": plain(GREEN), "blue.png": plain(BLUE)})
     index_images([photos], folder / "index", Fwd2BotModel.from_pretrained(make(embedding_dim=16), device="cpu"))
-    return Index.open(folder / "index")
+    return Corpus.open(folder / "index")
 
 
-def test_the_manifest_names_the_checkpoint(index: Index) -> None:
+def test_the_manifest_names_the_checkpoint(index: Corpus) -> None:
     encoder = TextEncoder.for_manifest(index.manifest)
     assert encoder is not None
     expected = index.model.embed_text(TEXTS).numpy()
     np.testing.assert_allclose(encoder.embed_text(TEXTS), expected, atol=1e-5)
 
 
-def test_a_checkpoint_that_changed_is_left_to_the_model(index: Index) -> None:
+def test_a_checkpoint_that_changed_is_left_to_the_model(index: Corpus) -> None:
     changed: Manifest = replace(index.manifest, model_fingerprint="0" * 32)
     assert TextEncoder.for_manifest(changed) is None
     assert TextEncoder.for_manifest(replace(index.manifest, mode="training-free")) is None
 
 
-def test_a_text_search_needs_no_torch(index: Index) -> None:
+def test_a_text_search_needs_no_torch(index: Corpus) -> None:
     hits = index.search("a red cube", top=3)
     code = (
         "import sys; from fwd2bot_cli.main import main; code = main(['search', 'a red cube', '--index', sys.argv[1]]);"

@@ -1,8 +1,10 @@
-"""Questions to an index: searching by text or picture, and answering from stored summary tokens.
+"""A corpus that was indexed: searched by texts and pictures, questioned and annotated from stored summary tokens.
 
-    >>> index = Index.open(".fwd2bot")
-    >>> hits = index.search("a red cube left of a ball", top=5)
-    >>> index.ask("How many balls are there?", hits)[0].text
+    >>> corpus = Corpus.open(".fwd2bot")
+    >>> hits = corpus.search("a red cube left of a ball", minus=["a large ball"], top=5)
+    >>> corpus.ask("How many balls are there?", hits)[0].text
+    >>> corpus.annotate("is there a ball?", "has_ball", choices=["yes", "no"])
+    >>> corpus.search("a red cube", where="has_ball")
 
 The files of the pictures are never opened: what was kept of them is enough. The store, the vector index and the model
 are each imported and loaded when they are first needed, so that finding an index takes no time. Searching for a text
@@ -34,10 +36,13 @@ from fwd2bot_index.queries import (
     diversified,
     near_duplicates,
 )
-from fwd2bot_index.results import Answers, Hits
+from fwd2bot_index.results import Answers, Hits, require_pandas
 from fwd2bot_index.types import Answer, Compressor, Hit, ImageInput, JointAnswer
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from fwd2bot_index.annotating import AnnotateReport
     from fwd2bot_index.config import Manifest
     from fwd2bot_index.payloads import Float32
     from fwd2bot_index.searching import Searcher
@@ -66,7 +71,7 @@ def find_index(start: str | Path) -> Path:
     )
 
 
-class Index:
+class Corpus:
     """An index, opened for questions. Every search sees what was committed last."""
 
     def __init__(
@@ -378,6 +383,58 @@ class Index:
         check_question(question)
         check_choices(choices)
         self._check_not_empty()
+
+    def annotate(
+        self,
+        question: str,
+        column: str,
+        *,
+        choices: Sequence[str] | None = None,
+        where: str | None = None,
+        again: bool = False,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> AnnotateReport:
+        """Ask about every picture that has no answer in ``column`` yet, and keep the answers there: see
+        :func:`fwd2bot_index.annotating.annotate`.
+
+        Raises:
+            IndexBusyError: another process writes to the index.
+        """
+        from fwd2bot_index.annotating import annotate, check
+        from fwd2bot_index.store import writing
+
+        check(self._store, question, column, choices=choices, again=again)
+        with writing(self.path):
+            return annotate(
+                self._store,
+                self.model,
+                question,
+                column,
+                choices=choices,
+                where=where,
+                again=again,
+                progress=progress,
+            )
+
+    # ---- as a table
+
+    def to_arrow(self, *, where: str | None = None) -> pa.Table:
+        """The files that can be found, with all columns but embeddings and checksums.
+
+        Raises:
+            InputError: the condition cannot be understood.
+        """
+        return self._searcher.snapshot.table(where)
+
+    def to_pandas(self, *, where: str | None = None) -> Any:
+        """:meth:`to_arrow` as a DataFrame.
+
+        Raises:
+            InputError: also where pandas is not installed.
+        """
+        table = self.to_arrow(where=where)
+        require_pandas()
+        return table.to_pandas()
 
     def stored(self, ids: Sequence[str]) -> tuple[Float32, Float32]:
         """Summary tokens [n, K, D] and embeddings [n, E] of the pictures with these content ids.
