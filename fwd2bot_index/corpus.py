@@ -20,7 +20,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -36,6 +36,7 @@ from fwd2bot_index.queries import (
     diversified,
     near_duplicates,
 )
+from fwd2bot_index.reranking import CANDIDATES
 from fwd2bot_index.results import Answers, Hits, require_pandas
 from fwd2bot_index.types import Answer, Compressor, Hit, ImageInput, JointAnswer
 
@@ -159,6 +160,8 @@ class Corpus:
         collapse: float | None = None,
         percentile: float | None = None,
         min_z: float | None = None,
+        rerank: bool = False,
+        seconds: float | None = None,
     ) -> Hits:
         """The files nearest to all terms together, best first; files with the same bytes follow each other.
 
@@ -169,6 +172,9 @@ class Corpus:
             minus: terms that count the other way round.
             top, skip, where, diversity, collapse, percentile, min_z: see
                 :class:`fwd2bot_index.queries.Selection`.
+            rerank: put the best ``reranking.CANDIDATES`` in order again by what the second pass says of their tokens
+                and the one text that is looked for; sets :attr:`Hit.match`.
+            seconds: that re-ranking may take; those that it does not suffice for stay behind.
 
         Raises:
             InputError: there are no terms, or something about them or the rest makes no sense.
@@ -192,6 +198,7 @@ class Corpus:
             raise InputError("Search for something: a text, a picture, or both.")
         if len(query) > MAX_TERMS:
             raise InputError(f"A query has {MAX_TERMS} terms at most, not {len(query)}.")
+        text = _text_to_match(query, diversity) if rerank else None
         self._check_not_empty()
         if where is not None:
             self._searcher.snapshot.checked(where)  # before a model is loaded for nothing
@@ -199,7 +206,12 @@ class Corpus:
         embeddings = np.stack([embedding for embedding, _ in embedded])
         background = self._searcher.background if len(query) > 1 else embeddings
         combination = combined(embeddings, [term.weight for term in query], background)
-        return self._find(combination, selection, without={id_ for _, id_ in embedded if id_ is not None})
+        return self._find(
+            combination,
+            selection,
+            without={id_ for _, id_ in embedded if id_ is not None},
+            reranker=partial(self._reranked, text=text, seconds=seconds) if text is not None else None,
+        )
 
     def search_embedding(self, embedding: Float32, selection: Selection | None = None, *, top: int = 10) -> Hits:
         """The files nearest to an embedding [E] of unit length: those of ``selection`` or, without one, the ``top``
@@ -216,13 +228,25 @@ class Corpus:
             raise InputError(f"An embedding of this index is {self.manifest.embedding_dim} finite numbers.")
         return self._find(query, selection)
 
-    def _find(self, query: Float32, selection: Selection, *, without: Set[str] = frozenset()) -> Hits:
-        """``without``: content ids that are left out."""
+    def _find(
+        self,
+        query: Float32,
+        selection: Selection,
+        *,
+        without: Set[str] = frozenset(),
+        reranker: Callable[[list[Hit]], list[Hit]] | None = None,
+    ) -> Hits:
+        """
+        Args:
+            without: content ids that are left out.
+            reranker: puts the first hits in another order.
+        """
         searcher = self._searcher
         background = Background(searcher.background @ query)
         least = background.least(selection)
         needed = selection.skip + selection.top
         pool = max(needed, min(max(5 * needed, DIVERSE_POOL), MAX_DIVERSE_POOL) if selection.diversity else 0)
+        pool = max(pool, CANDIDATES if reranker is not None else 0)
         wanted = pool + 8 * len(without)
         while True:
             addresses, scores = searcher.nearest(query, wanted, where=selection.where)
@@ -239,8 +263,24 @@ class Corpus:
             kept = kept[:pool]
             embeddings = searcher.embeddings(addresses[kept])
             kept = [kept[i] for i in diversified(scores[kept], embeddings, needed, selection.diversity)]
-        chosen = enumerate(kept[selection.skip : needed], start=selection.skip + 1)
-        return Hits(replace(hits[i], rank=rank) for rank, i in chosen)
+        found = [hits[i] for i in kept]
+        if reranker is not None:
+            found = [*reranker(found[:CANDIDATES]), *found[CANDIDATES:]]
+        chosen = enumerate(found[selection.skip : needed], start=selection.skip + 1)
+        return Hits(replace(hit, rank=rank) for rank, hit in chosen)
+
+    def _reranked(self, hits: list[Hit], *, text: str, seconds: float | None) -> list[Hit]:
+        from fwd2bot_index.reranking import rerank
+
+        again = rerank(
+            self.model,
+            text,
+            np.array([hit.score for hit in hits], np.float32),
+            lambda start, stop: self.tokens(hits[start:stop]),
+            seconds=seconds,
+        )
+        matches = [None if math.isnan(match) else match for match in again.matching.tolist()]
+        return [replace(hits[i], match=matches[i]) for i in again.order]
 
     def _embed(self, term: Term) -> tuple[Float32, str | None]:
         """The embedding [E] of a term and, where it is a picture of the index, its id."""
@@ -504,6 +544,20 @@ def _collapsed(kept: list[int], hits: list[Hit], embeddings: Float32, threshold:
     for first, uris in copies.items():
         hits[kept[first]] = replace(hits[kept[first]], copies=tuple(uris))
     return [kept[first] for first in copies], hits
+
+
+def _text_to_match(query: Sequence[Term], diversity: float) -> str:
+    """What re-ranking asks about.
+
+    Raises:
+        InputError: it would be unclear what.
+    """
+    texts = [term.text for term in query if term.text is not None and term.weight > 0]
+    if len(texts) != 1:
+        raise InputError(f"Re-ranking asks whether one text fits; this query looks for {len(texts)}.")
+    if diversity:
+        raise InputError("Re-ranking and diversity each put the results in an order of their own: ask for one.")
+    return texts[0]
 
 
 def _term(term: str | Term) -> Term:

@@ -258,6 +258,15 @@ class Fwd2BotModel(nn.Module):
     def embedding_dim(self) -> int:
         return self.config.embedding_dim or self.token_dim
 
+    def matching_question(self, text: str) -> str:
+        """The question, to be answered yes or no, whether a text fits the picture."""
+        return self.config.matching_question(text)
+
+    @property
+    def caption_prompt(self) -> str:
+        """What a caption answers."""
+        return self.config.caption_prompt
+
     @property
     def lora_rank(self) -> int | None:
         """Of the adapters; None without any."""

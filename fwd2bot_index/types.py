@@ -75,6 +75,9 @@ class Hit:
     z: float | None = None
     """Standard deviations of the score above the mean of the corpus for this query: comparable over queries, as cosines
     are not. None: nothing was searched for, or all pictures score alike."""
+    match: float | None = None
+    """How likely the text that was searched for fits the picture, in [0, 1], as the second pass finds by re-ranking.
+    None: it was not asked."""
     copies: tuple[str, ...] = ()
     """Where near copies of this picture were, that are left out for it."""
 
@@ -173,6 +176,15 @@ class Compressor(Protocol):
     @property
     def decode_side(self) -> int | None:
         """The longest side, in pixels, that is worth decoding a picture to before preprocessing; None: no opinion."""
+        ...
+
+    def matching_question(self, text: str) -> str:
+        """The question, to be answered yes or no, whether a text fits the picture."""
+        ...
+
+    @property
+    def caption_prompt(self) -> str:
+        """What a caption answers."""
         ...
 
     def merged(self, stage: Stage) -> AbstractContextManager[None]:

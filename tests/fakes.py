@@ -52,6 +52,13 @@ class FakeModel:
         self.compressed = 0
         """Pictures compressed so far: a test can tell what was not recomputed."""
 
+    def matching_question(self, text: str) -> str:
+        return f"does this show {text}?"
+
+    @property
+    def caption_prompt(self) -> str:
+        return "write a caption."
+
     def merged(self, stage: Stage) -> AbstractContextManager[None]:
         return nullcontext()
 

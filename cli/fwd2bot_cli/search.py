@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from fwd2bot_index.queries import Term
     from fwd2bot_index.types import Hit
 
+BUT_WEIGHT = 0.5
+"""What was best for words that change a picture: docs/querying.md."""
 _WEIGHTED = re.compile(r"(?P<what>.+)\^(?P<weight>[-+]?\d+(\.\d*)?)", re.DOTALL)
 
 
@@ -70,6 +72,19 @@ def search(
             help="Only what scores so many standard deviations above the corpus's mean for this query (column z)."
         ),
     ] = None,
+    rerank: Annotated[
+        bool,
+        typer.Option(
+            "--rerank",
+            help="Ask about the first 100 whether the words fit, and put them in order by that (column match).",
+        ),
+    ] = False,
+    seconds: Annotated[
+        float | None,
+        typer.Option(
+            "--budget", metavar="SECONDS", help="For --rerank: those that it does not suffice for stay behind."
+        ),
+    ] = None,
     index: IndexFolder = None,
     as_json: Json = False,
     paths_only: Annotated[bool, typer.Option("--paths-only", help="File names and nothing else.")] = False,
@@ -86,8 +101,12 @@ def search(
 
     Prints rank, cosine similarity, z and path: a table, or tab-separated lines where stdout is no terminal.
     """
+    if but is not None and not (image or like):
+        raise InputError("--but says how it should differ from --image FILE or --like PATH: give one.")
     if not any((query, image, like, minus, minus_image)):
         raise InputError("Say what to look for: words, --image FILE, or --like PATH.")
+    if seconds is not None and not rerank:
+        raise InputError("--budget is the time for --rerank.")
     if as_json and (paths_only or null):
         raise InputError("Give either --json or --paths-only.")
     if html is not None and not html.absolute().parent.is_dir():
@@ -98,6 +117,7 @@ def search(
         *_terms(query, kind="text"),
         *_terms(image, kind="image"),
         *_terms(like, kind="like"),
+        *_terms([but] if but is not None else None, kind="text", weight=BUT_WEIGHT),
         *_terms(minus, kind="text", sign=-1),
         *_terms(minus_image, kind="image", sign=-1),
     ]
@@ -111,6 +131,8 @@ def search(
             collapse=DEFAULT_THRESHOLD if collapse else None,
             percentile=percentile,
             min_z=min_z,
+            rerank=rerank,
+            seconds=seconds,
         )
     except ImageError as e:
         raise Fwd2BotError(f"{printable(e.reason)}.") from e
@@ -124,7 +146,11 @@ def search(
     elif paths_only or null:
         output.paths((hit.uri for hit in hits), null=null)
     else:
-        output.table(("rank", "score", "z", "path"), [(str(h.rank), score(h), z(h), _path(h)) for h in hits])
+        more = (("match",), lambda h: (match(h),)) if rerank else ((), lambda h: ())
+        output.table(
+            ("rank", "score", "z", *more[0], "path"),
+            [(str(h.rank), score(h), z(h), *more[1](h), _path(h)) for h in hits],
+        )
         if not hits:
             output.message("Nothing was found.")
     if html is not None:
@@ -136,7 +162,9 @@ def search(
         output.message(f"Wrote {shown(html)}.")
 
 
-def _terms(given: Sequence[str] | None, *, kind: Literal["text", "image", "like"], sign: int = 1) -> list[Term]:
+def _terms(
+    given: Sequence[str] | None, *, kind: Literal["text", "image", "like"], sign: int = 1, weight: float = 1.0
+) -> list[Term]:
     """One term each. A file that is there by its whole name has no weight in it.
 
     Raises:
@@ -146,13 +174,13 @@ def _terms(given: Sequence[str] | None, *, kind: Literal["text", "image", "like"
 
     terms = []
     for text in given or ():
-        what, weight = text, 1.0
+        what, factor = text, weight
         if (weighted := _WEIGHTED.fullmatch(text)) and not (kind != "text" and Path(text).exists()):
-            what, weight = weighted["what"], float(weighted["weight"])
+            what, factor = weighted["what"], float(weighted["weight"])
         if kind == "image" and not picture_exists(Path(what)):
             raise InputError(f"There is no picture {shown(what)}.")
         part: dict[str, Any] = {kind: Path(what) if kind == "image" else what}
-        terms.append(Term(**part, weight=sign * weight))
+        terms.append(Term(**part, weight=sign * factor))
     return terms
 
 
@@ -181,6 +209,10 @@ def score(hit: Hit) -> str:
 
 def z(hit: Hit) -> str:
     return "" if hit.z is None else f"{hit.z:+.1f}"
+
+
+def match(hit: Hit) -> str:
+    return "" if hit.match is None else f"{hit.match:.2f}"
 
 
 def hit_as_dict(hit: Hit) -> dict[str, object]:

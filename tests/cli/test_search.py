@@ -47,7 +47,7 @@ def test_json_is_one_document(fwd2bot: Run, indexed: Path) -> None:
     (hit,) = document["hits"]
     assert document["terms"] == [{"text": "green", "weight": 1.0}]
     assert document["where"] is None
-    assert set(hit) == {"rank", "path", "score", "z", "id", "width", "height", "copies", "metadata"}
+    assert set(hit) == {"rank", "path", "score", "z", "id", "width", "height", "match", "copies", "metadata"}
     assert (hit["rank"], hit["path"]) == (1, str(indexed / "pictures" / "green.png"))
     assert (hit["width"], hit["height"]) == (32, 24)
 
@@ -134,3 +134,28 @@ def test_copies_are_put_together(fwd2bot: Run, drawn: Path) -> None:
     outcome = fwd2bot("search", "red", "--collapse")
     assert len(outcome.out.splitlines()) == 3
     assert "(and 1 like it)" in outcome.out.splitlines()[0]
+
+
+def test_rerank(fwd2bot: Run, indexed: Path) -> None:
+    rows = [line.split("\t") for line in fwd2bot("search", "red", "--rerank", "--budget", "60").out.splitlines()]
+    assert [row[3] for row in rows] == ["0.99", "0.01", "0.01"]
+    assert rows[0][4] == "pictures/red.png"
+    assert json.loads(fwd2bot("search", "red", "--rerank", "--json").out)["hits"][0]["match"] > 0.9
+    for arguments in (
+        ["red", "blue", "--rerank"],
+        ["--image", "pictures/red.png", "--rerank"],
+        ["red", "--rerank", "--diverse", "0.5"],
+        ["red", "--budget", "3"],
+        ["red", "--rerank", "--budget", "0"],
+    ):
+        assert fwd2bot("search", *arguments).code == 2
+
+
+def test_a_picture_but_changed(fwd2bot: Run, indexed: Path) -> None:
+    outcome = fwd2bot("search", "--like", "pictures/red.png", "--but", "blue", "--json")
+    document = json.loads(outcome.out)
+    assert document["terms"] == [{"like": "pictures/red.png", "weight": 1.0}, {"text": "blue", "weight": 0.5}]
+    assert Path(document["hits"][0]["path"]).name == "blue.png"
+    weighted = json.loads(fwd2bot("search", "--like", "pictures/red.png", "--but", "blue^2", "--json").out)
+    assert weighted["terms"][1]["weight"] == 2.0
+    assert fwd2bot("search", "red", "--but", "blue").code == 2

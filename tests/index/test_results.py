@@ -20,9 +20,10 @@ def hit(rank: int, uri: str) -> Hit:
 def test_a_table_has_every_field() -> None:
     hits = Hits([hit(1, "a.png"), hit(2, "c.png")])
     table = hits.to_arrow()
-    assert table.column_names == ["rank", "score", "id", "uri", "width", "height", "z", "copies"]
+    assert table.column_names == ["rank", "score", "id", "uri", "width", "height", "z", "match", "copies"]
     assert table.to_pylist()[1] == {
-        "rank": 2, "score": 0.5, "id": "a" * 32, "uri": "c.png", "width": 3, "height": 4, "z": 1.5, "copies": ["b.png"]
+        "rank": 2, "score": 0.5, "id": "a" * 32, "uri": "c.png", "width": 3, "height": 4, "z": 1.5,
+        "match": None, "copies": ["b.png"],
     }  # fmt: skip
     assert Hits().to_arrow().num_rows == 0
     pandas = pytest.importorskip("pandas")
