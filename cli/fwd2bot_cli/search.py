@@ -46,6 +46,13 @@ def search(
             "its first 6 digits.",
         ),
     ] = None,
+    but: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WORDS[^WEIGHT]",
+            help='How it should differ from --image or --like: "at night". The same as words of weight 0.5.',
+        ),
+    ] = None,
     minus: Annotated[list[str] | None, typer.Option(metavar="WORDS[^WEIGHT]", help="Away from these words.")] = None,
     minus_image: Annotated[
         list[str] | None, typer.Option(metavar="FILE[^WEIGHT]", help="Away from this picture.")
