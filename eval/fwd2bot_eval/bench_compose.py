@@ -10,8 +10,8 @@ among 1,000 scenes that hold both (the reference itself is left out of the answe
 - *words + reference*: what ``fwd2bot search "a red circle" --like REFERENCE`` does: terms by standardised cosines;
 - *... - old words*: the same with ``--minus "a blue circle"``;
 - *read*: the LLM reads the reference's summary tokens, where a picture would be, and the instruction ("with a red
-  circle instead of the blue circle"), and its state at the position that embeds a text is the query. Nothing was trained
-  for it.
+  circle instead of the blue circle"), and its state at the position that embeds a text is the query. Nothing was
+  trained for it.
 - *described*: the model's own caption of the reference, followed by the instruction, embedded as a text.
 """
 
