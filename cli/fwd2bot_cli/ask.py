@@ -38,7 +38,7 @@ def ask(
         typer.Option(
             "--together",
             help="One answer about all of them, read one after another in one context, with the pictures that it rests "
-            "on. For models that were trained on several pictures; the bundled one was not.",
+            "on. One by one is surer for most models: see docs/querying.md.",
         ),
     ] = False,
     index: IndexFolder = None,

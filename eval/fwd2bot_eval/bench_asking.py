@@ -7,8 +7,8 @@ tokens: the share of right answers among those of like confidence, and the expec
 ten bins of equal width).
 
 *Together*: "is there a red circle?" about M scenes, asked in one context, and of each scene with the highest share of
-"yes" taken. Half of the groups have one scene with such an object, the others none, so that chance is .5; and, where there
-is one, how often it is the picture with the largest weight (chance 1 / M).
+"yes" taken. Half of the groups have one scene with such an object, the others none, so that chance is .5; and, where
+there is one, how often it is the picture with the largest weight (chance 1 / M).
 """
 
 from __future__ import annotations
