@@ -26,7 +26,14 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 import numpy as np
 
-from fwd2bot_index.errors import ImageError, IndexEmptyError, IndexMismatchError, IndexNotFoundError, InputError
+from fwd2bot_index.errors import (
+    ImageError,
+    IndexCorruptedError,
+    IndexEmptyError,
+    IndexMismatchError,
+    IndexNotFoundError,
+    InputError,
+)
 from fwd2bot_index.queries import (
     MAX_TERMS,
     Background,
@@ -241,12 +248,28 @@ class Corpus:
             without: content ids that are left out.
             reranker: puts the first hits in another order.
         """
-        searcher = self._searcher
+        searcher, least_pool = self._searcher, CANDIDATES if reranker is not None else 0
+        try:
+            found = self._candidates(searcher, query, selection, without, least_pool=least_pool)
+        except IndexCorruptedError:
+            if self._searcher is searcher:
+                raise
+            # another process has rewritten the table and swept what was being read
+            found = self._candidates(self._searcher, query, selection, without, least_pool=least_pool)
+        if reranker is not None:
+            found = [*reranker(found[:CANDIDATES]), *found[CANDIDATES:]]
+        chosen = enumerate(found[selection.skip : selection.skip + selection.top], start=selection.skip + 1)
+        return Hits(replace(hit, rank=rank) for rank, hit in chosen)
+
+    def _candidates(
+        self, searcher: Searcher, query: Float32, selection: Selection, without: Set[str], *, least_pool: int
+    ) -> list[Hit]:
+        """Unranked, in order: those of ``selection`` and what stands before them, ``least_pool`` at least."""
         background = Background(searcher.background @ query)
         least = background.least(selection)
         needed = selection.skip + selection.top
         pool = max(needed, min(max(5 * needed, DIVERSE_POOL), MAX_DIVERSE_POOL) if selection.diversity else 0)
-        pool = max(pool, CANDIDATES if reranker is not None else 0)
+        pool = max(pool, least_pool)
         wanted = pool + 8 * len(without)
         while True:
             addresses, scores = searcher.nearest(query, wanted, where=selection.where)
@@ -263,11 +286,7 @@ class Corpus:
             kept = kept[:pool]
             embeddings = searcher.embeddings(addresses[kept])
             kept = [kept[i] for i in diversified(scores[kept], embeddings, needed, selection.diversity)]
-        found = [hits[i] for i in kept]
-        if reranker is not None:
-            found = [*reranker(found[:CANDIDATES]), *found[CANDIDATES:]]
-        chosen = enumerate(found[selection.skip : needed], start=selection.skip + 1)
-        return Hits(replace(hit, rank=rank) for rank, hit in chosen)
+        return [hits[i] for i in kept]
 
     def _reranked(self, hits: list[Hit], *, text: str, seconds: float | None) -> list[Hit]:
         from fwd2bot_index.reranking import rerank

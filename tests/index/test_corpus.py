@@ -7,19 +7,31 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from fakes import FakeModel
 from pictures import BLUE, GREEN, RED, plain, write
 from PIL import Image
 
 from fwd2bot_index import answering, corpus
+from fwd2bot_index import store as store_module
 from fwd2bot_index.corpus import Corpus, find_index
-from fwd2bot_index.errors import ImageError, IndexEmptyError, IndexMismatchError, IndexNotFoundError, InputError
+from fwd2bot_index.errors import (
+    ImageError,
+    IndexCorruptedError,
+    IndexEmptyError,
+    IndexMismatchError,
+    IndexNotFoundError,
+    InputError,
+)
 from fwd2bot_index.indexing import index_images
 from fwd2bot_index.queries import Term
+from fwd2bot_index.searching import Searcher, build_vectors
+from fwd2bot_index.store import IndexStore
 from fwd2bot_index.types import Compressor, Hit
 
 FILES = {"red.png": plain(RED), "sub/green.png": plain(GREEN), "blue.png": plain(BLUE, (40, 30))}
@@ -214,8 +226,6 @@ def test_only_what_fulfils_a_condition(index: Corpus) -> None:
 
 
 def test_a_trained_index_answers_alike(index: Corpus, photos: Path) -> None:
-    from fwd2bot_index.searching import build_vectors
-
     before = {word: index.search(word, top=3) for word in ("red", "green")}
     build_vectors(index._store, "ivf")
     opened = Corpus.open(index.path, model=FakeModel())
@@ -236,6 +246,37 @@ def test_an_open_index_sees_what_others_write(index: Corpus, photos: Path) -> No
     assert len(index) == 2
     with pytest.raises(InputError, match=r"not in the index .* any more: search again"):
         index.ask("which colour?", hits[:1])
+
+
+def test_an_index_that_is_rewritten_in_the_middle_of_a_search(
+    index: Corpus, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build_vectors(index._store, "ivf")
+    monkeypatch.setattr(store_module, "KEEP_VERSIONS", timedelta(0))
+    nearest, rewritten = Searcher.nearest, []
+
+    def then_rewrite(self: Searcher, *args: object, **options: object) -> object:
+        found = nearest(self, *args, **options)  # type: ignore[arg-type]
+        if not rewritten:
+            rewritten.append(True)
+            other = IndexStore.open(index.path)
+            other.set_columns([str(photos / "red.png")], pa.table({"year": [2020]}))
+            other.remove([str(photos / "blue.png")])
+            other.optimize()  # leaves nothing of the version that is being read
+        return found
+
+    monkeypatch.setattr(Searcher, "nearest", then_rewrite)
+    assert names(index.search("red", top=3)) == ["red.png", "green.png"]
+    assert rewritten
+
+
+def test_real_damage_is_told(index: Corpus) -> None:
+    build_vectors(index._store, "ivf")
+    index.search("red")
+    for file in (index.path / "images.lance" / "data").iterdir():
+        file.unlink()
+    with pytest.raises(IndexCorruptedError, match="is damaged"):
+        index.search("red")
 
 
 # ---- answering
