@@ -88,9 +88,10 @@ class FakeModel:
     ) -> torch.Tensor:
         """Of a colour, how much of it there is; "yes" where the colour that the prompt names is the answer."""
         rows = []
-        for row, said in zip(tokens, self.answer(tokens, prompt).texts, strict=True):
+        asked = [prompt] * len(tokens) if isinstance(prompt, str) else prompt
+        for row, said, question in zip(tokens, self.answer(tokens, prompt).texts, asked, strict=True):
             amounts = dict(zip(self.COLOURS, row[0, :3].tolist(), strict=True))
-            right = "yes" if said in prompt else "no"
+            right = "yes" if said in question else "no"
             rows.append([amounts.get(c, 0.0) if c in amounts else -5.0 * (c != right) for c in completions])
         return torch.tensor(rows)
 

@@ -37,6 +37,7 @@ from fwd2bot_index import scenes
 from fwd2bot_index.checkpoints import DEFAULT_MODEL
 from fwd2bot_index.codec import CODEC_NAMES, UNFITTED_NAMES, Codec, fit_codec, is_fitted
 from fwd2bot_index.model import Fwd2BotModel
+from fwd2bot_index.reranking import matching_scores
 
 Float32 = npt.NDArray[np.float32]
 
@@ -205,8 +206,8 @@ def scene_items(
     for start in range(0, len(pairs), BATCH):
         some = pairs[start : start + BATCH]
         rows = tokens[[i for _, i, _, _ in some]]
-        true = _matching(model, rows, [caption for _, _, caption, _ in some])
-        false = _matching(model, rows, [caption for _, _, _, caption in some])
+        true = matching_scores(model, rows, [caption for _, _, caption, _ in some])
+        false = matching_scores(model, rows, [caption for _, _, _, caption in some])
         for (kind, i, _, _), won in zip(some, (true > false).tolist(), strict=True):
             add(f"matching: {kind}", won, i)
     return {name: (np.array(values), pictures) for name, (values, pictures) in sorted(items.items())}
@@ -292,13 +293,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(_score_table(scored))
     if given.json:
         given.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-
-
-def _matching(model: Fwd2BotModel, tokens: torch.Tensor, said: Sequence[str]) -> torch.Tensor:
-    """[B]: log P("yes") - log P("no") of the matching question."""
-    asked = [model.config.matching_question(text) for text in said]
-    answers = model.loglikelihood(tokens, asked, ["yes", "no"])
-    return answers[:, 0] - answers[:, 1]
 
 
 def _tokens(model: Fwd2BotModel, images: Sequence[Any]) -> Float32:

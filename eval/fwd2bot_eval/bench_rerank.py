@@ -3,10 +3,13 @@
     python -m fwd2bot_eval.bench_rerank --data ../shared/data --json rerank.json
 
 Text->image retrieval among 1,000 drawn scenes, among as many that stand beside their swapped twins, and among the 1,000
-photos of Flickr8k's test part: ``--queries`` texts of each, whose first ``--candidates`` pictures by cosine are scored
-again from their summary tokens in float32. Then hard negatives of drawn scenes. Weights are tried on another stream of
-scenes and on Flickr8k's val part (*tuning*), and the same ones on what is held out, so that what is chosen by the first
-is not judged by it.
+photos of Flickr8k's test part: the first ``--candidates`` pictures by cosine of each text are scored again from their
+summary tokens, as the default codec gives them back. Then hard negatives of drawn scenes: whether the true caption
+beats a false one. Weights are tried on another stream of scenes and on Flickr8k's val part (*tuning*), and the same
+ones on what is held out, so that what is chosen by the first is not judged by it.
+
+*Ceiling*: what a searcher scores that understands everything, where several scenes could have a caption, and that has
+only these candidates.
 """
 
 from __future__ import annotations
@@ -21,11 +24,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow.parquet as pq
+import torch
 
-from fwd2bot_eval.default_model import MENTIONS, compress, held_out
+from fwd2bot_eval.default_model import MENTIONS, compress, could_caption, held_out, stored
 from fwd2bot_index import scenes
 from fwd2bot_index.checkpoints import DEFAULT_MODEL
-from fwd2bot_index.reranking import Weights, caption_scores, combined, matching_scores
+from fwd2bot_index.config import DEFAULT_CODEC
+from fwd2bot_index.reranking import CANDIDATES, Weights, caption_scores, combined, matching_scores
 
 if TYPE_CHECKING:
     from fwd2bot_index.model import Fwd2BotModel
@@ -36,40 +41,64 @@ TRIED = {
     "matching": Weights(cosine=0, matching=1, caption=0),
     "caption": Weights(cosine=0, matching=0, caption=1),
     **{
-        f"1 : {m:g} : {c:g}": Weights(cosine=1, matching=m, caption=c)
-        for m, c in itertools.product((0, 0.5, 1, 2), (0, 0.5, 1, 2))
-        if m or c
+        f"{c:g} : {m:g} : {t:g}": Weights(cosine=c, matching=m, caption=t)
+        for c, m, t in itertools.product((0, 1), (0, 0.5, 1, 2), (0, 0.5, 1, 2))
+        if m + t and c + (m > 0) + (t > 0) > 1 and (c or m == 1)
     },
 }
+BATCH = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Searches:
+    """Pictures, and texts that each look for one of them."""
+
+    images: Sequence[Any]
+    texts: Sequence[str]
+    right: Sequence[int]
+    """The picture of each text."""
+    fitting: Sequence[Sequence[int]] | None = None
+    """All pictures that each text could be of, where that is known."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scored:
-    """Queries [Q], each with its C best candidates by cosine."""
+    """Q texts, each with its C best candidates by cosine."""
 
     rows: Any
-    """[Q, C], of the pool."""
+    """[Q, C], of the pictures."""
     cosine: Float32
     matching: Float32
     caption: Float32
     """[Q, C] each."""
     right: Sequence[int]
-    """[Q]: the row that each query is of."""
+    """[Q]: the picture that each text is of."""
 
     def recall(self, weights: Weights, k: int) -> float:
         order = np.argsort(-combined(self.cosine, self.matching, self.caption, weights), axis=1, kind="stable")[:, :k]
-        found = np.take_along_axis(self.rows, order, axis=1)
-        return float((found == np.asarray(self.right)[:, None]).any(axis=1).mean())
+        return float(self._right(np.take_along_axis(self.rows, order, axis=1)).any(axis=1).mean())
+
+    def ceiling(self, fitting: Sequence[Sequence[int]] | None) -> float:
+        """Of R@1: a text that n of its candidates could have is a guess in n."""
+        if fitting is None:
+            return float(self._right(self.rows).any(axis=1).mean())
+        among = [
+            1 / len(set(fits) & set(row)) if right in row else 0.0
+            for fits, row, right in zip(fitting, self.rows.tolist(), self.right, strict=True)
+        ]
+        return float(np.mean(among))
+
+    def _right(self, rows: Any) -> Any:
+        return rows == np.asarray(self.right)[:, None]
 
 
-def scored(
-    model: Fwd2BotModel, images: Sequence[Any], texts: Sequence[str], right: Sequence[int], candidates: int
-) -> Scored:
+def scored(model: Fwd2BotModel, searches: Searches, candidates: int) -> Scored:
     """Search for each text and score its candidates again."""
-    tokens, embeddings = compress(model, images)
-    queries = model.embed_text(list(texts)) if texts else embeddings[:0]
-    cosines = queries @ embeddings.T
-    best = cosines.topk(min(candidates, len(images)), dim=1)
+    tokens, embeddings = compress(model, searches.images)
+    tokens = stored(tokens, DEFAULT_CODEC)
+    texts = searches.texts
+    queries = torch.cat([model.embed_text(texts[i : i + BATCH]) for i in range(0, len(texts), BATCH)])
+    best = (queries @ embeddings.T).topk(min(candidates, len(tokens)), dim=1)
     matching, caption = [], []
     with model.merged("generate"):
         for text, rows in zip(texts, best.indices, strict=True):
@@ -80,18 +109,16 @@ def scored(
         cosine=best.values.numpy(),
         matching=np.stack(matching),
         caption=np.stack(caption),
-        right=right,
+        right=searches.right,
     )
 
 
-def scene_sets(stream: str, count: int, queries: int) -> dict[str, tuple[list[Any], list[str], list[int]]]:
-    """Pictures, texts, and the picture of each text: of scenes alone, and beside their twins."""
+def scene_searches(stream: str, count: int, queries: int) -> dict[str, Searches]:
+    """Of scenes alone, and beside their twins."""
     pool = [scenes.scene(i, stream=stream) for i in range(count)]
-    captions = [
-        str(scenes.caption(s, np.random.default_rng([7, i]), max_mentions=MENTIONS)) for i, s in enumerate(pool)
-    ]
+    captions = [scenes.caption(s, np.random.default_rng([7, i]), max_mentions=MENTIONS) for i, s in enumerate(pool)]
     beside: list[scenes.Scene] = []
-    said: list[str] = []
+    said: list[scenes.Caption] = []
     for i in itertools.count():
         scene = scenes.scene(i, stream=stream)
         caption = scenes.caption(scene, np.random.default_rng([7, i]), max_mentions=MENTIONS, relation=1.0)
@@ -100,43 +127,66 @@ def scene_sets(stream: str, count: int, queries: int) -> dict[str, tuple[list[An
         if len(beside) + 1 + len(made) > count:
             break
         beside += [scene, *made.values()]
-        said += [str(caption), *(str(false[kind]) for kind in made)]
+        said += [caption, *(false[kind] for kind in made)]
 
-    def some(pictures: list[scenes.Scene], texts: list[str]) -> tuple[list[Any], list[str], list[int]]:
-        chosen = np.linspace(0, len(texts) - 1, min(queries, len(texts))).astype(int).tolist()
-        return [scenes.render(s, size=96) for s in pictures], [texts[i] for i in chosen], chosen
+    def some(pictures: Sequence[scenes.Scene], captions: Sequence[scenes.Caption]) -> Searches:
+        chosen = _spread(len(captions), queries)
+        return Searches(
+            images=[scenes.render(s, size=96) for s in pictures],
+            texts=[str(captions[i]) for i in chosen],
+            right=chosen,
+            fitting=[[j for j, s in enumerate(pictures) if could_caption(captions[i], s)] for i in chosen],
+        )
 
     return {"scenes": some(pool, captions), "scenes and twins": some(beside, said)}
 
 
-def photo_set(path: Path, queries: int) -> tuple[list[Any], list[str], list[int]]:
-    """Photos, one caption each of some of them, and their rows."""
+def photo_searches(path: Path, queries: int) -> Searches:
+    """Photos, and the first caption of some of them."""
     rows = pq.read_table(path).to_pylist()
-    chosen = np.linspace(0, len(rows) - 1, min(queries, len(rows))).astype(int).tolist()
-    return [r["image"]["bytes"] for r in rows], [rows[i]["captions"][0] for i in chosen], chosen
+    chosen = _spread(len(rows), queries)
+    return Searches(
+        images=[r["image"]["bytes"] for r in rows], texts=[rows[i]["captions"][0] for i in chosen], right=chosen
+    )
+
+
+def _spread(count: int, some: int) -> list[int]:
+    chosen: list[int] = np.linspace(0, count - 1, min(some, count)).astype(int).tolist()
+    return chosen
 
 
 def hard_negatives(model: Fwd2BotModel, count: int) -> dict[str, dict[str, float]]:
-    """How often the true caption of a scene beats a false one, by each score as it is; ties count against it."""
+    """How often the true caption of a scene beats a false one; ties count against it. Sums are of scores that were
+    standardised over all pairs."""
     pool, _, captions = held_out(count)
     tokens, embeddings = compress(model, [scenes.render(s, size=96) for s in pool])
+    tokens = stored(tokens, DEFAULT_CODEC)
     pairs = [
         (kind, i, str(captions[i]), str(false))
         for i, scene in enumerate(pool)
         for kind, false in scenes.hard_negatives(scene, captions[i], np.random.default_rng([8, i])).items()
     ]
-    own = embeddings[[i for _, i, _, _ in pairs]]
-    true_ones, false_ones = (model.embed_text(list(texts)) for texts in list(zip(*pairs, strict=True))[2:])
-    won = {"cosine": ((true_ones - false_ones) * own).sum(-1).gt(0).tolist(), "matching": [], "caption": []}
-    with model.merged("generate"):
-        for _, i, true, false in pairs:
-            for name, score in (("matching", matching_scores), ("caption", caption_scores)):
-                one, other = (float(score(model, tokens[i : i + 1], text)[0]) for text in (true, false))
-                won[name].append(one > other)
+    pairs.sort(key=lambda p: len(p[2]))  # little padding
+    scores: list[list[Float32]] = [[], [], []]
+    for start in range(0, len(pairs), BATCH):
+        part = pairs[start : start + BATCH]
+        rows = [i for _, i, _, _ in part]
+        for texts in ([p[2] for p in part], [p[3] for p in part]):
+            scores[0].append((model.embed_text(texts) * embeddings[rows]).sum(-1).numpy())
+            scores[1].append(matching_scores(model, tokens[rows], texts))
+            said = model.score_answers(tokens[rows], model.caption_prompt, texts)
+            scores[2].append(said.logprob.float().numpy())
+    true, false = (
+        [np.concatenate(of_score[side::2]) for of_score in scores] for side in (0, 1)
+    )  # [pairs] of each score
+    both = [np.concatenate(sides) for sides in zip(true, false, strict=True)]
     found: dict[str, dict[str, float]] = {}
-    for kind in sorted({kind for kind, *_ in pairs}):
-        of_kind = [n for n, pair in enumerate(pairs) if pair[0] == kind]
-        found[kind] = {"items": len(of_kind), **{n: float(np.mean([w[j] for j in of_kind])) for n, w in won.items()}}
+    kinds = np.array([kind for kind, *_ in pairs])
+    for name, weights in TRIED.items():
+        total = combined(*both, weights)
+        won = total[: len(pairs)] > total[len(pairs) :]
+        for kind in sorted(set(kinds)):
+            found.setdefault(kind, {"items": int((kinds == kind).sum())})[name] = float(won[kinds == kind].mean())
     return found
 
 
@@ -149,9 +199,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, help="the folder that holds flickr8k/val.parquet and test.parquet")
     parser.add_argument("--model", default=DEFAULT_MODEL)
     parser.add_argument("--pool", type=int, default=1000, help="scenes")
-    parser.add_argument("--queries", type=int, default=200, help="of each set")
-    parser.add_argument("--candidates", type=int, default=50)
-    parser.add_argument("--negatives", type=int, default=300, help="scenes with hard negatives")
+    parser.add_argument("--queries", type=int, default=300, help="of each set")
+    parser.add_argument("--captions", type=int, default=1000, help="of photos held out")
+    parser.add_argument("--candidates", type=int, default=CANDIDATES)
+    parser.add_argument("--negatives", type=int, default=500, help="scenes with hard negatives")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     given = parser.parse_args(arguments)
 
@@ -159,28 +210,46 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     model = Fwd2BotModel.from_pretrained(given.model)
     figures: dict[str, Any] = {}
-    for part, stream, photos in (("tuning", "val", "val.parquet"), ("held out", "held out", "test.parquet")):
-        sets = scene_sets(stream, given.pool, given.queries)
+    for part, stream, photos, captions in (
+        ("tuning", "val", "val.parquet", given.queries),
+        ("held out", "held out", "test.parquet", given.captions),
+    ):
+        sets = scene_searches(stream, given.pool, given.queries)
         if given.data:
-            sets["photos"] = photo_set(given.data / "flickr8k" / photos, given.queries)
-        results = {name: scored(model, *one, given.candidates) for name, one in sets.items()}
-        depth = {name: 10 if name == "photos" else 1 for name in results}
-        sizes = ", ".join(f"{len(r.right)} {name} of {len(sets[name][0])}" for name, r in results.items())
-        print(f"\n{part}: {sizes}; the first {given.candidates} are scored again\n")
-        print("| cosine : matching : caption | " + " | ".join(f"{n} R@{depth[n]}" for n in results) + " | mean |")
-        print("|---" * (len(results) + 2) + "|")
-        figures[part] = {}
-        for name, weights in TRIED.items():
-            recalls = {n: r.recall(weights, depth[n]) for n, r in results.items()}
-            figures[part][name] = recalls
-            cells = " | ".join(f"{value:.3f}" for value in recalls.values())
-            print(f"| {name} | {cells} | {np.mean(list(recalls.values())):.3f} |", flush=True)
+            sets["photos"] = photo_searches(given.data / "flickr8k" / photos, captions)
+        figures[part] = report(part, sets, {n: scored(model, s, given.candidates) for n, s in sets.items()})
     figures["hard negatives"] = hard_negatives(model, given.negatives)
-    print("\n| hard negatives (chance .5) | items | cosine | matching | caption |\n|---|---|---|---|---|")
-    for kind, by in figures["hard negatives"].items():
-        print(f"| {kind} | {by['items']} | {by['cosine']:.3f} | {by['matching']:.3f} | {by['caption']:.3f} |")
+    kinds = figures["hard negatives"]
+    print("\nhard negatives (chance .5)\n")
+    print("| cosine : matching : caption | " + " | ".join(f"{k} ({by['items']})" for k, by in kinds.items()) + " |")
+    print("|---" * (len(kinds) + 1) + "|")
+    for name in TRIED:
+        print(f"| {name} | " + " | ".join(_share(by[name], int(by["items"])) for by in kinds.values()) + " |")
     if given.json:
         given.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+
+
+def report(part: str, sets: dict[str, Searches], results: dict[str, Scored]) -> dict[str, dict[str, float]]:
+    """Prints a table in Markdown and returns what is in it: R@1 and, of photos, R@10."""
+    columns = [(n, k) for n in results for k in ((1, 10) if n == "photos" else (1,))]
+    sizes = ", ".join(f"{len(r.right)} texts to {n} ({len(sets[n].images)})" for n, r in results.items())
+    depth = max(r.rows.shape[1] for r in results.values())
+    print(f"\n{part}: {sizes}; the first {depth} are scored again; chance of R@1 is 1 in the number of pictures\n")
+    print("| cosine : matching : caption | " + " | ".join(f"{n} R@{k}" for n, k in columns) + " |")
+    print("|---" * (len(columns) + 1) + "|")
+    found: dict[str, dict[str, float]] = {}
+    for name, weights in TRIED.items():
+        found[name] = {f"{n} R@{k}": results[n].recall(weights, k) for n, k in columns}
+        cells = (_share(found[name][f"{n} R@{k}"], len(results[n].right)) for n, k in columns)
+        print(f"| {name} | {' | '.join(cells)} |", flush=True)
+    found["ceiling"] = {f"{n} R@{k}": results[n].ceiling(sets[n].fitting) for n, k in columns}
+    print("| ceiling | " + " | ".join(f"{value:.3f}" for value in found["ceiling"].values()) + " |", flush=True)
+    return found
+
+
+def _share(value: float, count: int) -> str:
+    """With its standard error."""
+    return f"{value:.3f} ± {np.sqrt(value * (1 - value) / max(1, count)):.3f}"
 
 
 if __name__ == "__main__":

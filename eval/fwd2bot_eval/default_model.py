@@ -29,6 +29,7 @@ from fwd2bot_eval.metrics import above_chance, ranks, recall_at
 from fwd2bot_index import scenes
 from fwd2bot_index.codec import CODEC_NAMES, fit_codec
 from fwd2bot_index.model import Fwd2BotModel
+from fwd2bot_index.reranking import matching_scores
 
 BATCH = 64
 STREAM = "held out"
@@ -201,8 +202,7 @@ def hard_negative_scores(
         cosine, matching = [], []
         for said in ([p[2] for p in part], [p[3] for p in part]):
             cosine.append((model.embed_text(said) * embeddings[rows]).sum(-1))
-            answers = model.loglikelihood(tokens[rows], [f"does this show {s}?" for s in said], ["yes", "no"])
-            matching.append(answers[:, 0] - answers[:, 1])
+            matching.append(matching_scores(model, tokens[rows], said))
         for (kind, *_), c, m in zip(part, cosine[0] > cosine[1], matching[0] > matching[1], strict=True):
             wins[kind].append((bool(c), bool(m)))
     return {

@@ -28,6 +28,9 @@ class Knowing:
     def embed_text(self, texts: Sequence[str]) -> torch.Tensor:
         return torch.tensor([[self._likes(t)] for t in texts])
 
+    def matching_question(self, text: str) -> str:
+        return f"does this show {text}?"
+
     def loglikelihood(self, tokens: torch.Tensor, prompts: Sequence[str], completions: Sequence[str]) -> torch.Tensor:
         assert list(completions) == ["yes", "no"]
         said = [p.removeprefix("does this show ").removesuffix("?") for p in prompts]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from fakes import FakeModel
 
 from fwd2bot_index import reranking
@@ -48,6 +50,42 @@ def test_time_runs_out(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(InputError, match="more than 0"):
             rerank(FakeModel(), "red", cosines, slowly, seconds=bad)
     assert rerank(FakeModel(), "red", cosines[:0], slowly).order == []
+
+
+def test_no_batch_is_begun_that_would_end_too_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a clock on which every batch takes a second."""
+    monkeypatch.setattr(reranking, "BATCH", 2)
+    now = [0.0]
+    monkeypatch.setattr(reranking.time, "perf_counter", lambda: now[0])
+    tokens = colours(*["red"] * 9)
+
+    def in_a_second(start: int, stop: int) -> np.ndarray:
+        now[0] += 1
+        return tokens[start:stop]
+
+    cosines = np.linspace(0.9, 0.1, 9, dtype=np.float32)
+    for seconds, scored in ((0.1, 2), (1.9, 2), (3.0, 6), (3.5, 6), (100, 9)):
+        now[0] = 0.0
+        found = rerank(FakeModel(), "red", cosines, in_a_second, seconds=seconds)
+        assert int(np.isfinite(found.matching).sum()) == scored
+        assert now[0] <= max(seconds, 1)
+
+
+def test_an_odd_score_loses_no_candidate() -> None:
+    class Odd(FakeModel):
+        def loglikelihood(self, tokens: torch.Tensor, *rest: Any, **more: Any) -> torch.Tensor:
+            scores = super().loglikelihood(tokens, *rest, **more)
+            scores[1] = torch.nan
+            return 300 * scores
+
+    found = rerank(Odd(), "red", np.array([0.9, 0.8, 0.7], np.float32), lambda a, b: colours("red", "red", "blue")[a:b])
+    assert sorted(found.order) == [0, 1, 2]
+    np.testing.assert_array_equal(found.matching, np.array([1, np.nan, 0], np.float32))
+
+
+def test_each_picture_is_asked_about_its_own_text() -> None:
+    read = torch.from_numpy(colours("blue", "red"))
+    np.testing.assert_array_equal(reranking.matching_scores(FakeModel(), read, ["blue", "blue"]), [5, -5])
 
 
 def test_scores_are_standardised_before_they_are_added() -> None:
