@@ -41,9 +41,9 @@ TRIED = {
     "matching": Weights(cosine=0, matching=1, caption=0),
     "caption": Weights(cosine=0, matching=0, caption=1),
     **{
-        f"{c:g} : {m:g} : {t:g}": Weights(cosine=c, matching=m, caption=t)
-        for c, m, t in itertools.product((0, 1), (0, 0.5, 1, 2), (0, 0.5, 1, 2))
-        if m + t and c + (m > 0) + (t > 0) > 1 and (c or m == 1)
+        f"1 : {m:g} : {c:g}": Weights(cosine=1, matching=m, caption=c)
+        for m, c in itertools.product((0, 0.25, 0.5, 1), (0, 0.25, 0.5, 1))
+        if m or c
     },
 }
 BATCH = 64
@@ -176,16 +176,14 @@ def hard_negatives(model: Fwd2BotModel, count: int) -> dict[str, dict[str, float
             scores[1].append(matching_scores(model, tokens[rows], texts))
             said = model.score_answers(tokens[rows], model.caption_prompt, texts)
             scores[2].append(said.logprob.float().numpy())
-    true, false = (
-        [np.concatenate(of_score[side::2]) for of_score in scores] for side in (0, 1)
-    )  # [pairs] of each score
-    both = [np.concatenate(sides) for sides in zip(true, false, strict=True)]
+    # every other batch is of true captions
+    cosine, matching, caption = (np.concatenate([*of[0::2], *of[1::2]]) for of in scores)
     found: dict[str, dict[str, float]] = {}
     kinds = np.array([kind for kind, *_ in pairs])
     for name, weights in TRIED.items():
-        total = combined(*both, weights)
+        total = combined(cosine, matching, caption, weights)
         won = total[: len(pairs)] > total[len(pairs) :]
-        for kind in sorted(set(kinds)):
+        for kind in sorted(set(kinds.tolist())):
             found.setdefault(kind, {"items": int((kinds == kind).sum())})[name] = float(won[kinds == kind].mean())
     return found
 
@@ -200,7 +198,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--model", default=DEFAULT_MODEL)
     parser.add_argument("--pool", type=int, default=1000, help="scenes")
     parser.add_argument("--queries", type=int, default=300, help="of each set")
-    parser.add_argument("--captions", type=int, default=1000, help="of photos held out")
+    parser.add_argument("--captions", type=int, default=400, help="of photos held out")
     parser.add_argument("--candidates", type=int, default=CANDIDATES)
     parser.add_argument("--negatives", type=int, default=500, help="scenes with hard negatives")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
