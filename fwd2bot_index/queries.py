@@ -111,25 +111,25 @@ def combined(embeddings: Float32, weights: Sequence[float], background: Float32)
     return np.asarray(query / length, np.float32)
 
 
-@dataclass(frozen=True)
 class Background:
     """How the pictures of a corpus score for a query."""
 
-    scores: Float32
-    """[n], of pictures that stand for all."""
+    def __init__(self, scores: Float32) -> None:
+        """``scores``: [n], of pictures that stand for all."""
+        self._scores = scores
+        self._mean, self._deviation = (float(scores.mean()), float(scores.std())) if len(scores) else (0.0, 0.0)
 
     def z(self, score: float) -> float | None:
         """Standard deviations above the mean; None where there is no deviation."""
-        deviation = float(self.scores.std()) if len(self.scores) else 0.0
-        return (score - float(self.scores.mean())) / deviation if deviation > 1e-6 else None
+        return (score - self._mean) / self._deviation if self._deviation > 1e-6 else None
 
     def least(self, selection: Selection) -> float:
         """The lowest score that counts."""
         least = -math.inf
-        if len(self.scores) and selection.percentile is not None:
-            least = float(np.quantile(self.scores, selection.percentile / 100))
-        if len(self.scores) and selection.min_z is not None:
-            least = max(least, float(self.scores.mean() + selection.min_z * self.scores.std()))
+        if len(self._scores) and selection.percentile is not None:
+            least = float(np.quantile(self._scores, selection.percentile / 100))
+        if len(self._scores) and selection.min_z is not None:
+            least = max(least, self._mean + selection.min_z * self._deviation)
         return least
 
 
