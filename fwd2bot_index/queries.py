@@ -6,6 +6,7 @@ Shapes: T terms, n candidates, E embedding size.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -20,6 +21,13 @@ from fwd2bot_index.types import Hit, ImageInput
 MAX_TEXT: Final = 10_000
 """Characters of one text."""
 MAX_TERMS: Final = 100
+CHANGE_WEIGHT: Final = 0.7
+"""Of each term that says how a picture should differ, beside 1 of the picture: see docs/querying.md."""
+_AWAY: Final = re.compile(
+    r"(?:with\s+)?(?P<toward>.*?)[\s,;:]*(?:\b(?:but|and|with|has|is|are)\s+)*"
+    r"\b(?:without|instead of|rather than|not|no)\s+(?P<away>.*?)[\s.]*",
+    re.IGNORECASE | re.DOTALL,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +54,26 @@ class Term:
             raise InputError("The text to search for is empty.")
         if self.text is not None and len(self.text) > MAX_TEXT:
             raise InputError(f"The text to search for has {len(self.text):,} characters; {MAX_TEXT:,} are the most.")
+
+
+def changes(words: str, *, weight: float = CHANGE_WEIGHT) -> list[Term]:
+    """The terms of words that say how a picture should differ.
+
+        "at night"                              -> + at night
+        "a red car instead of the blue bus"     -> + a red car, - the blue bus
+        "without people", "with no people"      -> - people
+
+    Embedded whole, "without people" lies near pictures of people: what is to go has to be a term of its own. English
+    only; any other words are one term.
+
+    Raises:
+        InputError: there are no words, or ``weight`` makes no sense.
+    """
+    found = _AWAY.fullmatch(words)
+    if found is None or not found["away"]:
+        return [Term(text=words, weight=weight)]
+    toward = [Term(text=found["toward"], weight=weight)] if found["toward"].strip() else []
+    return [*toward, Term(text=found["away"], weight=-weight)]
 
 
 @dataclass(frozen=True, kw_only=True)

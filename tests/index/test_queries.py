@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fwd2bot_index.errors import InputError
-from fwd2bot_index.queries import Background, Selection, Term, combined, diversified, near_duplicates
+from fwd2bot_index.queries import Background, Selection, Term, changes, combined, diversified, near_duplicates
 
 
 def unit(*rows: list[float]) -> np.ndarray:
@@ -101,3 +101,29 @@ def test_near_duplicates_follow_their_leader() -> None:
     leaders = near_duplicates(embeddings, list("abcde"), 0.99)
     assert leaders.tolist() == [0, 1, 0, 1, 4]
     assert near_duplicates(embeddings, list("abcdb"), 1.1).tolist() == [0, 1, 2, 3, 1]  # the same bytes
+
+
+@pytest.mark.parametrize(
+    ("words", "toward", "away"),
+    [
+        ("at night", "at night", None),
+        ("with a red car instead of the blue bus", "a red car", "the blue bus"),
+        ("a man rather than a woman.", "a man", "a woman"),
+        ("Without people", None, "people"),
+        ("with no cars", None, "cars"),
+        ("a street with no cars", "a street", "cars"),
+        ("in winter and without snow", "in winter", "snow"),
+        ("a house, not a barn", "a house", "a barn"),
+        ("but not at night", None, "at night"),
+        ("a knot and another note", "a knot and another note", None),
+        ("the word not", "the word not", None),
+    ],
+)
+def test_what_is_to_go_is_a_term_of_its_own(words: str, toward: str | None, away: str | None) -> None:
+    expected = [Term(text=toward, weight=0.5)] if toward else []
+    assert changes(words, weight=0.5) == [*expected, *([Term(text=away, weight=-0.5)] if away else [])]
+
+
+def test_a_change_needs_words() -> None:
+    with pytest.raises(InputError, match="is empty"):
+        changes("  ")
