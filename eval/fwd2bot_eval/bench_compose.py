@@ -98,10 +98,10 @@ def measure(model: Fwd2BotModel, *, pool: int, queries: int) -> dict[str, dict[s
         "words": words,
         "sum": words + corpus[:n],
         "sum - old words": words + corpus[:n] - away,
-        **{f"{w:g} words + reference": np.stack([terms(i, [w, 1]) for i in range(n)]) for w in (0.25, 0.5, 1, 2)},
+        **{f"{w:g} words + reference": np.stack([terms(i, [w, 1]) for i in range(n)]) for w in (0.35, 0.5, 0.7, 1, 2)},
         **{
             f"{w:g} words + reference - {w:g} old words": np.stack([terms(i, [w, 1, -w]) for i in range(n)])
-            for w in (0.25, 0.5, 1)
+            for w in (0.35, 0.5, 0.7, 1)
         },
         "read": read(model, tokens[:n], instructions),
         "described": described,
