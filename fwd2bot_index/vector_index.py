@@ -43,6 +43,8 @@ KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
 
 TARGET_RECALL: Final = 0.995
 """Of the nearest 10 and of the nearest 100, for every kind of query that an index is calibrated with."""
+MARGIN: Final = 2
+"""Texts may lie still farther off than what is calibrated with: measured at 10^6, see docs/querying.md."""
 DEPTHS: Final = (10, 100)
 """Numbers of results that the effort is calibrated for; for more it grows in proportion."""
 
@@ -439,7 +441,7 @@ def _calibration_queries(sample: Float32, rng: np.random.Generator) -> Float32:
 
 
 def _calibrated(index: Any, settings: Settings, truth: _Truth) -> TrainedIndex:
-    """The least effort that reaches ``TARGET_RECALL`` at every depth; all of it where none does."""
+    """``MARGIN`` times the least effort that reaches ``TARGET_RECALL`` at every depth; all of it where none does."""
 
     def recall(effort: int, candidates: int, depth: int) -> float:
         trial = replace(settings, effort=(effort,) * len(DEPTHS), candidates=candidates)
@@ -451,7 +453,8 @@ def _calibrated(index: Any, settings: Settings, truth: _Truth) -> TrainedIndex:
         efforts = [effort for effort in efforts if effort >= 16 or effort == most]
     factors = _CANDIDATES if settings.kind == "ivf-rabitq" else (1,)
     chosen = tuple(
-        next((e for e in efforts if recall(e, factors[-1], depth) >= TARGET_RECALL), most) for depth in DEPTHS
+        min(most, MARGIN * next((e for e in efforts if recall(e, factors[-1], depth) >= TARGET_RECALL), most))
+        for depth in DEPTHS
     )
 
     def worst(factor: int) -> float:
