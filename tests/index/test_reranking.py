@@ -6,6 +6,7 @@ import time
 
 import numpy as np
 import pytest
+import torch
 from fakes import FakeModel
 
 from fwd2bot_index import reranking
@@ -48,6 +49,32 @@ def test_time_runs_out(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(InputError, match="more than 0"):
             rerank(FakeModel(), "red", cosines, slowly, seconds=bad)
     assert rerank(FakeModel(), "red", cosines[:0], slowly).order == []
+
+
+def test_no_batch_is_begun_that_would_end_too_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reranking, "BATCH", 2)
+    now = iter(range(100))
+    monkeypatch.setattr(reranking.time, "perf_counter", lambda: next(now))  # a second passes at every look
+    tokens = colours(*["red"] * 20)
+    read: list[int] = []
+
+    def tokens_of(start: int, stop: int) -> np.ndarray:
+        read.append(start)
+        return tokens[start:stop]
+
+    rerank(FakeModel(), "red", np.linspace(1, 0, 20, dtype=np.float32), tokens_of, seconds=6.5)
+    # after n batches n + 1 seconds have passed, and one more would take (n + 1) / n of them
+    assert read == [0, 2, 4, 6, 8]
+
+
+def test_a_model_that_is_very_sure() -> None:
+    class Sure(FakeModel):
+        def loglikelihood(self, tokens, prompt, completions, *, ended=False):  # type: ignore[no-untyped-def]
+            return torch.tensor([[-500.0, 0.0], [0.0, -500.0]])
+
+    found = rerank(Sure(), "red", np.array([1, 0], np.float32), lambda a, b: colours("red", "red")[a:b])
+    np.testing.assert_allclose(found.matching, [0, 1], atol=1e-6)
+    assert found.order in ([0, 1], [1, 0])
 
 
 def test_scores_are_standardised_before_they_are_added() -> None:
