@@ -21,10 +21,8 @@ from fwd2bot_index.types import Hit, ImageInput
 MAX_TEXT: Final = 10_000
 """Characters of one text."""
 MAX_TERMS: Final = 100
-CHANGE_WEIGHT: Final = 0.85
-"""Of words that say how a picture should differ, beside 1 of the picture ..."""
-EXCHANGE_WEIGHT: Final = 0.6
-"""... and of each side, where they say what is to go: both push the same way. See docs/querying.md."""
+CHANGE_WEIGHT: Final = 0.7
+"""Of each term that says how a picture should differ, beside 1 of the picture: see docs/querying.md."""
 _AWAY: Final = re.compile(
     r"(?:with\s+)?(?P<toward>.*?)[\s,;:]*(?:\b(?:but|and|with|has|is|are)\s+)*"
     r"\b(?:without|instead of|rather than|not|no)\s+(?P<away>.*?)[\s.]*",
@@ -58,7 +56,7 @@ class Term:
             raise InputError(f"The text to search for has {len(self.text):,} characters; {MAX_TEXT:,} are the most.")
 
 
-def changes(words: str, *, weight: float | None = None) -> list[Term]:
+def changes(words: str, *, weight: float = CHANGE_WEIGHT) -> list[Term]:
     """The terms of words that say how a picture should differ.
 
         "at night"                              -> + at night
@@ -68,16 +66,12 @@ def changes(words: str, *, weight: float | None = None) -> list[Term]:
     Embedded whole, "without people" lies near pictures of people: what is to go has to be a term of its own. English
     only; any other words are one term.
 
-    Args:
-        weight: of each term; None: what was best.
-
     Raises:
         InputError: there are no words, or ``weight`` makes no sense.
     """
     found = _AWAY.fullmatch(words)
     if found is None or not found["away"]:
-        return [Term(text=words, weight=CHANGE_WEIGHT if weight is None else weight)]
-    weight = EXCHANGE_WEIGHT if weight is None else weight
+        return [Term(text=words, weight=weight)]
     toward = [Term(text=found["toward"], weight=weight)] if found["toward"].strip() else []
     return [*toward, Term(text=found["away"], weight=-weight)]
 
@@ -145,25 +139,25 @@ def combined(embeddings: Float32, weights: Sequence[float], background: Float32)
     return np.asarray(query / length, np.float32)
 
 
-@dataclass(frozen=True)
 class Background:
     """How the pictures of a corpus score for a query."""
 
-    scores: Float32
-    """[n], of pictures that stand for all."""
+    def __init__(self, scores: Float32) -> None:
+        """``scores``: [n], of pictures that stand for all."""
+        self._scores = scores
+        self._mean, self._deviation = (float(scores.mean()), float(scores.std())) if len(scores) else (0.0, 0.0)
 
     def z(self, score: float) -> float | None:
         """Standard deviations above the mean; None where there is no deviation."""
-        deviation = float(self.scores.std()) if len(self.scores) else 0.0
-        return (score - float(self.scores.mean())) / deviation if deviation > 1e-6 else None
+        return (score - self._mean) / self._deviation if self._deviation > 1e-6 else None
 
     def least(self, selection: Selection) -> float:
         """The lowest score that counts."""
         least = -math.inf
-        if len(self.scores) and selection.percentile is not None:
-            least = float(np.quantile(self.scores, selection.percentile / 100))
-        if len(self.scores) and selection.min_z is not None:
-            least = max(least, float(self.scores.mean() + selection.min_z * self.scores.std()))
+        if len(self._scores) and selection.percentile is not None:
+            least = float(np.quantile(self._scores, selection.percentile / 100))
+        if len(self._scores) and selection.min_z is not None:
+            least = max(least, self._mean + selection.min_z * self._deviation)
         return least
 
 

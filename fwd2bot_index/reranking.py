@@ -1,17 +1,14 @@
 """The first hits of a search, put in order again by what the second pass says about their stored summary tokens.
 
-Scores are standardised over the candidates and added, each with its weight of ``Weights``:
+Three scores are standardised over the candidates and added, each with its weight of ``Weights``:
 
 - the cosine of the search;
 - *matching*: log P("yes") - log P("no") of the model's question whether the text fits the picture (VQAScore, arXiv
   2404.01291, from summary tokens);
 - *caption*: log-probability of the text as the picture's caption.
 
-The cosine knows best what a picture is about, the second pass who is what and where. So a quarter of matching beside
-the cosine is the default: it finds swapped twins far better and loses nothing on plain scenes and photos, where
-matching alone or at full weight is worse than the cosine. The caption adds nothing measurable to that and would more
-than double the time, so it is not asked by default. Figures, of texts that the choice was made on and of others:
-docs/querying.md.
+The weights are those that were best on scenes of another seed and on other photos than what is reported. The caption's
+is 0: it adds nothing to the other two, and takes as long as both. docs/querying.md has the figures.
 
 Shapes: n candidates, K summary tokens, D hidden size.
 """
@@ -44,7 +41,7 @@ class Weights:
     """Of the three scores."""
 
     cosine: float = 1.0
-    matching: float = 0.25
+    matching: float = 0.5
     caption: float = 0.0
 
 
@@ -74,8 +71,8 @@ def rerank(
     Args:
         cosines: [n], best first.
         tokens: gives those [m, K, D] of the candidates from the first number to before the second.
-        seconds: for all of it, loading the model apart: no batch is begun that will not be done by then, as far as
-            those before it tell; the first one always is. None: all are scored.
+        seconds: no batch is begun that will not be done by then, as far as those before it tell; the first one always
+            is. None: all are scored.
 
     Raises:
         InputError: the time is no positive number.
@@ -101,7 +98,7 @@ def rerank(
             scored = part.stop
     total = combined(cosines[:scored], matching[:scored], caption[:scored], weights)
     order = np.argsort(-total, kind="stable").tolist() + list(range(scored, len(cosines)))
-    return Reranked(order=order, matching=1 / (1 + np.exp(-matching.clip(-80, 80))))
+    return Reranked(order=order, matching=np.asarray(1 / (1 + np.exp(-matching.clip(-80, 80))), np.float32))
 
 
 def matching_scores(model: Compressor, tokens: torch.Tensor, text: str | Sequence[str]) -> Float32:

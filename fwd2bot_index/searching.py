@@ -87,7 +87,8 @@ class Searcher:
         if self._lance is not None:
             self._tail_address = none
         elif self._trained is None:
-            self._tail_address, self._table, embeddings = self.snapshot.embedded()
+            self._tail_address, table, embeddings = self.snapshot.embedded()
+            self._table = table.combine_chunks()  # taking a few rows out of many chunks takes a millisecond more
             self._tail = ExactIndex(embeddings)
             self._tail_embeddings: Float16 = embeddings
         else:
@@ -197,12 +198,13 @@ class Searcher:
         return self.embeddings(addresses)
 
     def _place(self, addresses: UInt64) -> Int64:
-        order = self._order
-        return order[np.searchsorted(self._tail_address[order], addresses)]
+        order, ascending = self._order
+        return order[np.searchsorted(ascending, addresses)]
 
     @cached_property
-    def _order(self) -> Int64:
-        return np.argsort(self._tail_address)
+    def _order(self) -> tuple[Int64, UInt64]:
+        order = np.argsort(self._tail_address)
+        return order, self._tail_address[order]
 
 
 def _at_present(positions: Positions, now: PictureRows) -> tuple[Positions, Bool]:

@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from fwd2bot_index.queries import Term
     from fwd2bot_index.types import Hit
 
-BUT_WEIGHT = 0.5
-"""What was best for words that change a picture: docs/querying.md."""
 _WEIGHTED = re.compile(r"(?P<what>.+)\^(?P<weight>[-+]?\d+(\.\d*)?)", re.DOTALL)
 
 
@@ -49,8 +47,9 @@ def search(
     but: Annotated[
         str | None,
         typer.Option(
-            metavar="WORDS[^WEIGHT]",
-            help='How it should differ from --image or --like: "at night". The same as words of weight 0.5.',
+            metavar="WORDS",
+            help='How it should differ from --image or --like: "at night", "a red car instead of the bus", "without '
+            'people" (what is to go counts as --minus).',
         ),
     ] = None,
     minus: Annotated[list[str] | None, typer.Option(metavar="WORDS[^WEIGHT]", help="Away from these words.")] = None,
@@ -118,13 +117,15 @@ def search(
         raise InputError("Give either --json or --paths-only.")
     if html is not None and not html.absolute().parent.is_dir():
         raise InputError(f"There is no folder {shown(html.parent)} to write {shown(html.name)} in.")
+    from fwd2bot_index.queries import changes
+
     output = session_of(context).output
     opened = open_index(session_of(context), index)
     terms = [
         *_terms(query, kind="text"),
         *_terms(image, kind="image"),
         *_terms(like, kind="like"),
-        *_terms([but] if but is not None else None, kind="text", weight=BUT_WEIGHT),
+        *(changes(but) if but is not None else []),
         *_terms(minus, kind="text", sign=-1),
         *_terms(minus_image, kind="image", sign=-1),
     ]
@@ -169,9 +170,7 @@ def search(
         output.message(f"Wrote {shown(html)}.")
 
 
-def _terms(
-    given: Sequence[str] | None, *, kind: Literal["text", "image", "like"], sign: int = 1, weight: float = 1.0
-) -> list[Term]:
+def _terms(given: Sequence[str] | None, *, kind: Literal["text", "image", "like"], sign: int = 1) -> list[Term]:
     """One term each. A file that is there by its whole name has no weight in it.
 
     Raises:
@@ -181,13 +180,13 @@ def _terms(
 
     terms = []
     for text in given or ():
-        what, factor = text, weight
+        what, weight = text, 1.0
         if (weighted := _WEIGHTED.fullmatch(text)) and not (kind != "text" and Path(text).exists()):
-            what, factor = weighted["what"], float(weighted["weight"])
+            what, weight = weighted["what"], float(weighted["weight"])
         if kind == "image" and not picture_exists(Path(what)):
             raise InputError(f"There is no picture {shown(what)}.")
         part: dict[str, Any] = {kind: Path(what) if kind == "image" else what}
-        terms.append(Term(**part, weight=sign * factor))
+        terms.append(Term(**part, weight=sign * weight))
     return terms
 
 

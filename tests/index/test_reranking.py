@@ -53,22 +53,29 @@ def test_time_runs_out(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_no_batch_is_begun_that_would_end_too_late(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a clock on which every batch takes a second."""
     monkeypatch.setattr(reranking, "BATCH", 2)
-    now = [0.0]
-    monkeypatch.setattr(reranking.time, "perf_counter", lambda: now[0])
-    tokens = colours(*["red"] * 9)
+    now = iter(range(100))
+    monkeypatch.setattr(reranking.time, "perf_counter", lambda: next(now))  # a second passes at every look
+    tokens = colours(*["red"] * 20)
+    read: list[int] = []
 
-    def in_a_second(start: int, stop: int) -> np.ndarray:
-        now[0] += 1
+    def tokens_of(start: int, stop: int) -> np.ndarray:
+        read.append(start)
         return tokens[start:stop]
 
-    cosines = np.linspace(0.9, 0.1, 9, dtype=np.float32)
-    for seconds, scored in ((0.1, 2), (1.9, 2), (3.0, 6), (3.5, 6), (100, 9)):
-        now[0] = 0.0
-        found = rerank(FakeModel(), "red", cosines, in_a_second, seconds=seconds)
-        assert int(np.isfinite(found.matching).sum()) == scored
-        assert now[0] <= max(seconds, 1)
+    rerank(FakeModel(), "red", np.linspace(1, 0, 20, dtype=np.float32), tokens_of, seconds=6.5)
+    # after n batches n + 1 seconds have passed, and one more would take (n + 1) / n of them
+    assert read == [0, 2, 4, 6, 8]
+
+
+def test_a_model_that_is_very_sure() -> None:
+    class Sure(FakeModel):
+        def loglikelihood(self, tokens, prompt, completions, *, ended=False):  # type: ignore[no-untyped-def]
+            return torch.tensor([[-500.0, 0.0], [0.0, -500.0]])
+
+    found = rerank(Sure(), "red", np.array([1, 0], np.float32), lambda a, b: colours("red", "red")[a:b])
+    np.testing.assert_allclose(found.matching, [0, 1], atol=1e-6)
+    assert found.order in ([0, 1], [1, 0])
 
 
 def test_an_odd_score_loses_no_candidate() -> None:

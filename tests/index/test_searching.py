@@ -60,7 +60,7 @@ def queries() -> list[np.ndarray]:
     )
 
 
-def check(store: IndexStore, *, least: float = 0.94) -> None:
+def check(store: IndexStore, *, least: float = 0.9) -> None:
     searcher = Searcher.of(store)
     assert len(searcher) == len(store.embeddings())
     shares = []
