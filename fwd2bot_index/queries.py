@@ -21,8 +21,10 @@ from fwd2bot_index.types import Hit, ImageInput
 MAX_TEXT: Final = 10_000
 """Characters of one text."""
 MAX_TERMS: Final = 100
-CHANGE_WEIGHT: Final = 0.7
-"""Of each term that says how a picture should differ, beside 1 of the picture: see docs/querying.md."""
+CHANGE_WEIGHT: Final = 0.85
+"""Of words that say how a picture should differ, beside 1 of the picture ..."""
+EXCHANGE_WEIGHT: Final = 0.6
+"""... and of each side, where they say what is to go: both push the same way. See docs/querying.md."""
 _AWAY: Final = re.compile(
     r"(?:with\s+)?(?P<toward>.*?)[\s,;:]*(?:\b(?:but|and|with|has|is|are)\s+)*"
     r"\b(?:without|instead of|rather than|not|no)\s+(?P<away>.*?)[\s.]*",
@@ -56,7 +58,7 @@ class Term:
             raise InputError(f"The text to search for has {len(self.text):,} characters; {MAX_TEXT:,} are the most.")
 
 
-def changes(words: str, *, weight: float = CHANGE_WEIGHT) -> list[Term]:
+def changes(words: str, *, weight: float | None = None) -> list[Term]:
     """The terms of words that say how a picture should differ.
 
         "at night"                              -> + at night
@@ -66,12 +68,16 @@ def changes(words: str, *, weight: float = CHANGE_WEIGHT) -> list[Term]:
     Embedded whole, "without people" lies near pictures of people: what is to go has to be a term of its own. English
     only; any other words are one term.
 
+    Args:
+        weight: of each term; None: what was best.
+
     Raises:
         InputError: there are no words, or ``weight`` makes no sense.
     """
     found = _AWAY.fullmatch(words)
     if found is None or not found["away"]:
-        return [Term(text=words, weight=weight)]
+        return [Term(text=words, weight=CHANGE_WEIGHT if weight is None else weight)]
+    weight = EXCHANGE_WEIGHT if weight is None else weight
     toward = [Term(text=found["toward"], weight=weight)] if found["toward"].strip() else []
     return [*toward, Term(text=found["away"], weight=-weight)]
 

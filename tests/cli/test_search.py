@@ -154,10 +154,10 @@ def test_rerank(fwd2bot: Run, indexed: Path) -> None:
 def test_a_picture_but_changed(fwd2bot: Run, indexed: Path) -> None:
     outcome = fwd2bot("search", "--like", "pictures/red.png", "--but", "blue", "--json")
     document = json.loads(outcome.out)
-    assert document["terms"] == [{"like": "pictures/red.png", "weight": 1.0}, {"text": "blue", "weight": 0.7}]
+    assert document["terms"] == [{"like": "pictures/red.png", "weight": 1.0}, {"text": "blue", "weight": 0.85}]
     assert Path(document["hits"][0]["path"]).name == "blue.png"
     outcome = fwd2bot("search", "--like", "pictures/red.png", "--but", "green instead of red", "--json")
     terms = json.loads(outcome.out)["terms"]
-    assert [(t.get("text"), t["weight"]) for t in terms[1:]] == [("green", 0.7), ("red", -0.7)]
+    assert [(t.get("text"), t["weight"]) for t in terms[1:]] == [("green", 0.6), ("red", -0.6)]
     assert fwd2bot("search", "red", "--but", "blue").code == 2
     assert fwd2bot("search", "--like", "pictures/red.png", "--but", " ").code == 2

@@ -124,6 +124,11 @@ def test_what_is_to_go_is_a_term_of_its_own(words: str, toward: str | None, away
     assert changes(words, weight=0.5) == [*expected, *([Term(text=away, weight=-0.5)] if away else [])]
 
 
+def test_words_that_say_what_is_to_go_count_less() -> None:
+    assert [t.weight for t in changes("at night")] == [0.85]
+    assert [t.weight for t in changes("a car instead of a bus")] == [0.6, -0.6]
+
+
 def test_a_change_needs_words() -> None:
     with pytest.raises(InputError, match="is empty"):
         changes("  ")
