@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from fwd2bot_eval.default_model import compress, held_out
+from fwd2bot_eval.default_model import compress, held_out, visual7w_questions
 from fwd2bot_index import scenes
 from fwd2bot_index.checkpoints import DEFAULT_MODEL
 
@@ -65,11 +65,7 @@ def photo_calibration(model: Fwd2BotModel, path: Path) -> dict[str, Any]:
     """Of the questions of Visual7W about photos."""
     rows = pq.read_table(path).to_pylist()
     tokens, _ = compress(model, [r["image"]["bytes"] for r in rows])
-    asked = [
-        (i, q["question"].lower(), q["options"][q["answer_index"]].lower().rstrip(". "))
-        for i, r in enumerate(rows)
-        for q in r["qa"]
-    ]
+    asked = visual7w_questions(rows)
     return _calibration(model, tokens, asked, max_new_tokens=12)
 
 

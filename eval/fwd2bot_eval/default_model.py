@@ -236,16 +236,21 @@ def flickr_scores(model: Fwd2BotModel, path: Path) -> dict[str, Any]:
     }
 
 
+def visual7w_questions(rows: Sequence[dict[str, Any]]) -> list[tuple[int, str, str]]:
+    """Row, question and answer, as the bundled model was trained to write them."""
+    return [
+        (i, q["question"].lower(), q["options"][q["answer_index"]].lower().rstrip(". "))
+        for i, r in enumerate(rows)
+        for q in r["qa"]
+    ]
+
+
 def visual7w_scores(model: Fwd2BotModel, path: Path) -> dict[str, Any]:
     """Exact answers to who / when / where questions about photos, from a photo's own summary tokens and from those of
     another photo: what the second has over nothing, the first owes to the question alone."""
     rows = pq.read_table(path).to_pylist()
     tokens, _ = compress(model, [r["image"]["bytes"] for r in rows])
-    asked = [
-        (i, q["question"].lower(), q["options"][q["answer_index"]].lower().rstrip(". "))
-        for i, r in enumerate(rows)
-        for q in r["qa"]
-    ]
+    asked = visual7w_questions(rows)
 
     def accuracy(shift: int) -> float:
         right = 0
