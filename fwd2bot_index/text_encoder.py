@@ -284,13 +284,16 @@ class _Adapter:
         self._weights = Weights.of_file(folder / "adapter_model.safetensors")
         self._unread = self._weights.names()
 
-    def change(self, linear: str, shape: tuple[int, int]) -> Float32:
-        """What is added to the weight, ``shape`` [outputs, inputs], of one linear map."""
+    def factors(self, linear: str, shape: tuple[int, int]) -> tuple[Float32, Float32]:
+        """A [rank, inputs] and alpha / r * B [outputs, rank] of one linear map, whose weight is of ``shape``.
+
+        They stay factors: multiplying them out for every map takes longer than the one short text of a search.
+        """
         names = [f"{self._PREFIX}{linear}.lora_{which}.weight" for which in "AB"]
         down = _take(self._weights, names[0], (self._rank, shape[1]))
         up = _take(self._weights, names[1], (shape[0], self._rank))
         self._unread -= {*names}
-        return self._scale * (up @ down)
+        return down, self._scale * up
 
     def require_all_read(self) -> None:
         _require(not self._unread)
@@ -318,11 +321,12 @@ class _Llama:
             adapter.require_all_read()
 
     def _read_layer(self, prefix: str, path: str, adapter: _Adapter | None) -> dict[str, Float32]:
-        """Weights and biases of one layer by their names in it."""
+        """Weights, biases and LoRA factors of one layer by their names in it."""
         layer = {f"{n}.weight": _take(self._weights, f"{prefix}{n}.weight", (self._shape.hidden,)) for n in _NORMS}
         for name, shape in self._shape.linear.items():
-            weight = _take(self._weights, f"{prefix}{name}.weight", shape)
-            layer[f"{name}.weight"] = weight if adapter is None else weight + adapter.change(path + name, shape)
+            layer[f"{name}.weight"] = _take(self._weights, f"{prefix}{name}.weight", shape)
+            if adapter is not None:
+                layer[f"{name}.down"], layer[f"{name}.up"] = adapter.factors(path + name, shape)
             if self._shape.has_bias(name):
                 layer[f"{name}.bias"] = _take(self._weights, f"{prefix}{name}.bias", shape[:1])
         return layer
@@ -371,6 +375,8 @@ class _Llama:
 
 def _linear(layer: Mapping[str, Float32], name: str, states: Float32) -> Float32:
     out: Float32 = states @ layer[f"{name}.weight"].T
+    if (down := layer.get(f"{name}.down")) is not None:
+        out += states @ down.T @ layer[f"{name}.up"].T
     bias = layer.get(f"{name}.bias")
     return out if bias is None else out + bias
 

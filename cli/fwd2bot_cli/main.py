@@ -14,7 +14,6 @@ import sys
 import traceback
 import warnings
 from collections.abc import Sequence
-from importlib.metadata import version
 from io import TextIOWrapper
 from typing import Annotated, NoReturn
 
@@ -53,6 +52,8 @@ app.command("demo")(demo.demo)
 
 def _show_version(value: bool) -> None:
     if value:
+        from importlib.metadata import version
+
         print(f"fwd2bot {version('fwd2bot')}")  # noqa: T201 - the answer itself
         raise typer.Exit
 
@@ -68,10 +69,21 @@ def _fwd2bot(
     """Compress an image corpus once, then search it and question it for ever without the images."""
 
 
+class _NoPandas:
+    """Keeps pandas out: no command but those of training and evaluation uses it, and where it is installed, pyarrow
+    imports it to ask whether a value is a data frame, which is a quarter of the time of a search."""
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> None:
+        if name == "pandas":
+            raise ModuleNotFoundError(name, name=name)
+
+
 def run() -> NoReturn:
     """Entry point of the installed command."""
     if not sys.warnoptions:
         warnings.simplefilter("ignore")  # libraries' advice to developers; python -W shows it
+    if not {"train", "eval"} & set(sys.argv):
+        sys.meta_path.insert(0, _NoPandas())
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a file name must not stop a listing

@@ -57,6 +57,17 @@ def test_starts_without_torch_and_transformers(indexed: Path, arguments: list[st
     assert done.stdout
 
 
+def test_starts_without_pandas(indexed: Path, tmp_path: Path) -> None:
+    """pyarrow imports it wherever it is installed."""
+    (tmp_path / "pandas.py").write_text("raise RuntimeError('pandas was imported')")
+    code = (
+        "import sys\nsys.path.insert(0, sys.argv.pop(1))\nfrom fwd2bot_cli.main import run\n"
+        "sys.argv[0] = 'fwd2bot'\nrun()"
+    )
+    done = python(code, str(tmp_path), "info", cwd=indexed)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_version(fwd2bot: Run) -> None:
     outcome = fwd2bot("--version")
     assert outcome.code == 0

@@ -139,7 +139,7 @@ def test_texts_are_embedded_as_by_the_model(make: Make, what: dict[str, Any]) ->
     expected = Fwd2BotModel.from_pretrained(folder, device="cpu").embed_text(TEXTS).numpy()
     embeddings = encoder.embed_text(TEXTS)
     assert embeddings.dtype == np.float32
-    np.testing.assert_allclose(embeddings, expected, atol=1e-5)
+    np.testing.assert_allclose(embeddings, expected, atol=1e-4)
     np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1, atol=1e-6)
     # other texts have other embeddings, so that equality says something; upper case is no other text
     assert np.abs(expected[0] - expected[1:]).max(-1).argmin() == 1
@@ -157,7 +157,7 @@ def test_the_tokenizer_adds_bos_where_the_template_does_not(own: Path) -> None:
     encoder = encoder_of(own)
     assert encoder is not None
     expected = Fwd2BotModel.from_pretrained(own, device="cpu").embed_text(TEXTS).numpy()
-    np.testing.assert_allclose(encoder.embed_text(TEXTS), expected, atol=1e-5)
+    np.testing.assert_allclose(encoder.embed_text(TEXTS), expected, atol=1e-4)
 
 
 def test_truncation_and_padding_in_the_tokenizer_are_not_used(own: Path) -> None:
@@ -340,7 +340,7 @@ def test_the_manifest_names_the_checkpoint(index: Corpus) -> None:
     encoder = TextEncoder.for_manifest(index.manifest)
     assert encoder is not None
     expected = index.model.embed_text(TEXTS).numpy()
-    np.testing.assert_allclose(encoder.embed_text(TEXTS), expected, atol=1e-5)
+    np.testing.assert_allclose(encoder.embed_text(TEXTS), expected, atol=1e-4)
 
 
 def test_a_checkpoint_that_changed_is_left_to_the_model(index: Corpus) -> None:
