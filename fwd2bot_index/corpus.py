@@ -206,14 +206,15 @@ class Corpus:
         if len(query) > MAX_TERMS:
             raise InputError(f"A query has {MAX_TERMS} terms at most, not {len(query)}.")
         text = _text_to_match(query, diversity) if rerank else None
-        self._check_not_empty()
+        searcher = self._not_empty()
         if where is not None:
-            self._searcher.snapshot.checked(where)  # before a model is loaded for nothing
+            searcher.snapshot.checked(where)  # before a model is loaded for nothing
         embedded = [self._embed(term) for term in query]
         embeddings = np.stack([embedding for embedding, _ in embedded])
-        background = self._searcher.background if len(query) > 1 else embeddings
+        background = searcher.background if len(query) > 1 else embeddings
         combination = combined(embeddings, [term.weight for term in query], background)
         return self._find(
+            searcher,
             combination,
             selection,
             without={id_ for _, id_ in embedded if id_ is not None},
@@ -229,14 +230,15 @@ class Corpus:
             IndexEmptyError: there is nothing to find.
         """
         selection = selection or Selection(top=top)
-        self._check_not_empty()
+        searcher = self._not_empty()
         query = np.asarray(embedding, np.float32)
         if query.shape != (self.manifest.embedding_dim,) or not np.isfinite(query).all():
             raise InputError(f"An embedding of this index is {self.manifest.embedding_dim} finite numbers.")
-        return self._find(query, selection)
+        return self._find(searcher, query, selection)
 
     def _find(
         self,
+        searcher: Searcher,
         query: Float32,
         selection: Selection,
         *,
@@ -248,7 +250,7 @@ class Corpus:
             without: content ids that are left out.
             reranker: puts the first hits in another order.
         """
-        searcher, least_pool = self._searcher, CANDIDATES if reranker is not None else 0
+        least_pool = CANDIDATES if reranker is not None else 0
         try:
             found = self._candidates(searcher, query, selection, without, least_pool=least_pool)
         except IndexCorruptedError:
@@ -259,12 +261,12 @@ class Corpus:
         if reranker is not None:
             found = [*reranker(found[:CANDIDATES]), *found[CANDIDATES:]]
         chosen = enumerate(found[selection.skip : selection.skip + selection.top], start=selection.skip + 1)
-        return Hits(replace(hit, rank=rank) for rank, hit in chosen)
+        return Hits(hit if hit.rank == rank else replace(hit, rank=rank) for rank, hit in chosen)
 
     def _candidates(
         self, searcher: Searcher, query: Float32, selection: Selection, without: Set[str], *, least_pool: int
     ) -> list[Hit]:
-        """Unranked, in order: those of ``selection`` and what stands before them, ``least_pool`` at least."""
+        """In order, ranks yet to be set: those of ``selection`` and what comes before, ``least_pool`` at least."""
         background = Background(searcher.background @ query)
         least = background.least(selection)
         needed = selection.skip + selection.top
@@ -441,7 +443,7 @@ class Corpus:
 
         check_question(question)
         check_choices(choices)
-        self._check_not_empty()
+        self._not_empty()
 
     def annotate(
         self,
@@ -530,17 +532,19 @@ class Corpus:
             self._current = Searcher.of(self._store)
         return self._current
 
-    def _check_not_empty(self) -> None:
-        if len(self) == 0:
+    def _not_empty(self) -> Searcher:
+        searcher = self._searcher
+        if len(searcher) == 0:
             raise IndexEmptyError(f"The index in {self.path} holds no pictures: add some with `fwd2bot index FOLDER`.")
+        return searcher
 
 
 def _hits(rows: Any, scores: Float32, background: Background) -> list[Hit]:
-    """Unranked, of Arrow's columns."""
+    """Of Arrow's columns; ranked as they come."""
     columns = [rows.column(name).to_pylist() for name in ("id", "uri", "width", "height")]
     return [
-        Hit(rank=0, score=score, z=background.z(score), id=id_, uri=uri, width=width, height=height)
-        for score, id_, uri, width, height in zip(scores.tolist(), *columns, strict=True)
+        Hit(rank=rank, score=score, z=background.z(score), id=id_, uri=uri, width=width, height=height)
+        for rank, (score, id_, uri, width, height) in enumerate(zip(scores.tolist(), *columns, strict=True), start=1)
     ]
 
 

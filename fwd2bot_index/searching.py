@@ -177,7 +177,8 @@ class Searcher:
     def rows(self, addresses: UInt64, columns: Sequence[str] = HIT_COLUMNS) -> Any:
         """Arrow's columns of these rows, in their order."""
         if self._table is not None and set(columns) <= set(HIT_COLUMNS):
-            return self._table.select(list(columns)).take(self._place(addresses))
+            table = self._table if tuple(columns) == HIT_COLUMNS else self._table.select(list(columns))
+            return table.take(self._place(addresses))
         return self.snapshot.rows_at(addresses, columns)
 
     def embeddings(self, addresses: UInt64) -> Float32:

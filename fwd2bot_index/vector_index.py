@@ -441,7 +441,8 @@ def _calibration_queries(sample: Float32, rng: np.random.Generator) -> Float32:
 
 
 def _calibrated(index: Any, settings: Settings, truth: _Truth) -> TrainedIndex:
-    """``MARGIN`` times the least effort that reaches ``TARGET_RECALL`` at every depth; all of it where none does."""
+    """``MARGIN`` times the least effort, and as many more candidates, than reach ``TARGET_RECALL`` at every depth; all
+    of them where none do."""
 
     def recall(effort: int, candidates: int, depth: int) -> float:
         trial = replace(settings, effort=(effort,) * len(DEPTHS), candidates=candidates)
@@ -461,6 +462,8 @@ def _calibrated(index: Any, settings: Settings, truth: _Truth) -> TrainedIndex:
         return min(recall(e, factor, depth) for e, depth in zip(chosen, DEPTHS, strict=True))
 
     factor = next((f for f in factors if worst(f) >= TARGET_RECALL), factors[-1])
+    if settings.kind == "ivf-rabitq":
+        factor = min(factors[-1], MARGIN * factor)
     measured = tuple(recall(e, factor, depth) for e, depth in zip(chosen, DEPTHS, strict=True))
     return TrainedIndex(index, replace(settings, effort=chosen, candidates=factor, recall=measured))
 
