@@ -258,7 +258,13 @@ def choose(rows: int, dim: int, *, memory: int | None = None) -> tuple[Literal["
         return "exact", 16
     if size <= MEMORY_SHARE * memory:
         return "ivf", 16
-    return "ivf-rabitq", 4 if size / 4 <= MEMORY_SHARE * memory else 1
+    return "ivf-rabitq", rabitq_bits(rows, dim, memory=memory)
+
+
+def rabitq_bits(rows: int, dim: int, *, memory: int | None = None) -> Literal[1, 4]:
+    """Bits of each number that ``ivf-rabitq`` keeps of so many embeddings: 4, where they fit."""
+    memory = free_memory() if memory is None else memory
+    return 4 if rows * dim / 2 <= MEMORY_SHARE * memory else 1
 
 
 def free_memory() -> int:
@@ -319,7 +325,7 @@ def build_vectors(store: IndexStore, choice: Choice = "auto") -> VectorFiles | N
     snapshot = Snapshot.of(store)
     now = snapshot.pictures()
     dim = store.manifest.embedding_dim
-    kind, bits = choose(len(now.key), dim) if choice == "auto" else (choice, 4)
+    kind, bits = choose(len(now.key), dim) if choice == "auto" else (choice, rabitq_bits(len(now.key), dim))
     if kind == "exact":
         vector_files.remove(store.path)
         return None

@@ -85,6 +85,11 @@ def ask(
         hits = opened.search(query if query is not None else question, top=top, where=where)
         if query is None:
             output.message("Neither --image nor --query: asking about what a search for the question finds.")
+        if not hits:
+            output.message("Nothing was found to ask about.")
+            if as_json:
+                output.json(_document(question, query, []))
+            return
     if together:
         _show_together(output, question, query, opened.ask_together(question, hits), as_json=as_json or as_lines)
         return
@@ -115,7 +120,8 @@ def _ask_outside(
     from fwd2bot_index.decoding import MAX_SIDE, decode_image, read_file
 
     with named_picture(image):
-        picture = decode_image(read_file(image), max_side=MAX_SIDE).image
+        side = min(MAX_SIDE, index.model.decode_side or MAX_SIDE)  # as indexing does
+        picture = decode_image(read_file(image), max_side=side).image
     output.message(f"{shown(image)} is not in the index: compressing it for this question.")
     [text], [confidence] = replies(index.model, index.model.compress([picture]).tokens, question, choices)
     return {"answer": text, "confidence": confidence, "path": str(image.absolute()), "indexed": False}

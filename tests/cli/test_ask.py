@@ -144,6 +144,15 @@ def test_only_pictures_that_fulfil_a_condition(fwd2bot: Run, indexed: Path) -> N
     assert outcome.out == "green\n"
 
 
+@pytest.mark.parametrize("form", [(), ("--jsonl",), ("--together",)])
+def test_a_condition_that_no_picture_fulfils(fwd2bot: Run, indexed: Path, form: tuple[str, ...]) -> None:
+    outcome = fwd2bot("ask", "?", "--query", "red", "--where", "width > 1000000", *form)
+    assert (outcome.code, outcome.out) == (0, "")
+    assert "Nothing was found to ask about." in outcome.err
+    outcome = fwd2bot("ask", "?", "--query", "red", "--where", "width > 1000000", *form[1:], "--json")
+    assert json.loads(outcome.out)["answers"] == []
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

@@ -13,7 +13,7 @@ from stored_rows import E, commit, embedding, row
 
 from fwd2bot_index import searching, vector_files
 from fwd2bot_index.errors import InputError
-from fwd2bot_index.searching import Choice, Searcher, build_vectors, choose, plan_of, refresh_vectors
+from fwd2bot_index.searching import Choice, Searcher, build_vectors, choose, plan_of, rabitq_bits, refresh_vectors
 from fwd2bot_index.snapshots import Snapshot
 from fwd2bot_index.store import IndexStore
 
@@ -232,6 +232,7 @@ def test_what_is_chosen() -> None:
     assert choose(1_000_000, 192, memory=16 * gib) == ("ivf", 16)
     assert choose(10_000_000, 192, memory=8 * gib) == ("ivf-rabitq", 4)
     assert choose(100_000_000, 192, memory=16 * gib) == ("ivf-rabitq", 1)
+    assert rabitq_bits(100_000_000, 192, memory=16 * gib) == 1
     assert searching.free_memory() > 2**20
 
 
