@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast, get_args
 
 import numpy as np
+import pyarrow as pa
 
 from fwd2bot_index.checkpoints import DEFAULT_MODEL
 from fwd2bot_index.config import Manifest
@@ -165,10 +166,16 @@ def _in_turn(searches: Sequence[Callable[[Float32], object]], queries: Float32) 
 
 
 def _truth(store: IndexStore, queries: Float32, *, widths: int = _WIDTHS) -> Float32:
-    """[Q, TOP]: the best scores of rows up to that width."""
-    rows = store.embeddings()
-    chosen = rows.rows.column("width").to_numpy() <= widths
-    return ExactIndex(rows.embedding[chosen]).search(queries, TOP)[1]
+    """[Q, TOP]: the best scores of rows up to that width. Read piece by piece: ten million do not fit twice."""
+    best = np.full((len(queries), TOP), -np.inf, np.float32)
+    for fragment in store.image_fragments(["width", "embedding"]):
+        for batch in fragment.batches():
+            chosen = np.flatnonzero(batch.column("width").to_numpy() <= widths)
+            column = batch.column("embedding").take(pa.array(chosen))
+            embeddings = column.flatten().to_numpy(zero_copy_only=False).reshape(len(chosen), -1)
+            _, scores = ExactIndex(embeddings).search(queries, TOP)
+            best = -np.sort(-np.concatenate([best, scores], axis=1), axis=1)[:, :TOP]
+    return best
 
 
 def _recall(searcher: Searcher, queries: Float32, truth: Float32, where: str | None = None) -> Float32:
