@@ -29,6 +29,7 @@ from PIL import Image
 from fwd2bot_index.archives import in_runs
 from fwd2bot_index.decoding import DecodedImage
 from fwd2bot_index.errors import Fwd2BotError
+from fwd2bot_index.timing import timed
 
 SECONDS_PER_FILE: Final = 60.0
 
@@ -96,7 +97,8 @@ class DecodePool:
             thread.start()
         running = len(self._threads)
         while running:
-            outcome = outcomes.get()
+            with timed("decode"):  # waiting for it, that is
+                outcome = outcomes.get()
             if outcome is None:
                 running -= 1
             elif isinstance(outcome, BaseException):

@@ -50,6 +50,7 @@ from fwd2bot_index.patterns import Patterns
 from fwd2bot_index.payloads import Float32
 from fwd2bot_index.searching import refresh_vectors
 from fwd2bot_index.store import ImageRow, IndexStore, KnownFiles, local_folder, writing
+from fwd2bot_index.timing import timed
 from fwd2bot_index.types import Compressor, IndexReport, ModelIdentity, SkippedFile
 from fwd2bot_index.write_buffer import Copy, WriteBuffer
 
@@ -181,7 +182,8 @@ class _LazyModel:
         if self._model is None:
             assert not isinstance(self._source, Compressor)
             started = time.perf_counter()
-            self._model = self._source()
+            with timed("loading"):
+                self._model = self._source()
             self.loading_seconds = time.perf_counter() - started
         return self._model
 
@@ -291,25 +293,26 @@ class _Run:
             self._computed = self._first_pictures().load()
             max_side = self._max_side if model.decode_side is None else min(self._max_side, model.decode_side)
             self._tell("compressing")
-            batch: list[Decoded] = []
-            for outcome in pool.decode(to_decode, max_side=max_side):
-                if not isinstance(outcome, Decoded):
-                    self._skip(outcome.uri, outcome.id, outcome.reason)
-                elif outcome.id in changes.known_ids or outcome.id in self._begun:
-                    self._copy(outcome.uri, outcome.id)
-                elif outcome.id in self._computed:
-                    self._begun.add(outcome.id)
-                    tokens, embedding = self._computed.pop(outcome.id)
-                    self._keep([outcome], tokens[None], embedding[None])
-                else:
-                    self._begun.add(outcome.id)
-                    batch.append(outcome)
-                if len(batch) == self._batch_size:
-                    self._compress(model, batch)
-                    batch = []
-                    self._buffer.commit_if_due()
-                    self._tell("compressing")
-            self._compress(model, batch)
+            with model.merged("compress"):
+                batch: list[Decoded] = []
+                for outcome in pool.decode(to_decode, max_side=max_side):
+                    if not isinstance(outcome, Decoded):
+                        self._skip(outcome.uri, outcome.id, outcome.reason)
+                    elif outcome.id in changes.known_ids or outcome.id in self._begun:
+                        self._copy(outcome.uri, outcome.id)
+                    elif outcome.id in self._computed:
+                        self._begun.add(outcome.id)
+                        tokens, embedding = self._computed.pop(outcome.id)
+                        self._keep([outcome], tokens[None], embedding[None])
+                    else:
+                        self._begun.add(outcome.id)
+                        batch.append(outcome)
+                    if len(batch) == self._batch_size:
+                        self._compress(model, batch)
+                        batch = []
+                        self._buffer.commit_if_due()
+                        self._tell("compressing")
+                self._compress(model, batch)
 
     def _check(self, changes: Changes) -> list[str]:
         """Settle the files whose content is known; the others are returned."""

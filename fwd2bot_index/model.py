@@ -46,6 +46,7 @@ from fwd2bot_index.inputs import FirstPassBatch, InputMaker, blank_image
 from fwd2bot_index.likelihoods import AnswerScores, answer_scores
 from fwd2bot_index.processors import load_processor
 from fwd2bot_index.regions import grid_weights, region_weights
+from fwd2bot_index.timing import timed, turn_to
 from fwd2bot_index.types import ImageInput, Mode, Replies, Stage, SummaryTokens
 
 if TYPE_CHECKING:
@@ -518,7 +519,8 @@ class Fwd2BotModel(nn.Module):
 
     def prepare_images(self, images: Sequence[ImageInput]) -> FirstPassBatch:
         """Decode (RGB, upright), preprocess and lay out a batch of pictures for the first pass."""
-        return self.inputs.images(images).to(self.device)
+        with timed("preprocess"):
+            return self.inputs.images(images).to(self.device)
 
     def embed_image_prompt(self, batch: FirstPassBatch) -> torch.Tensor:
         """[B, T, D]: the rows of the first pass's prompt as they enter the LLM, image features in place; the LLM itself
@@ -684,13 +686,14 @@ class Fwd2BotModel(nn.Module):
             extra["mm_token_type_ids"] = (ids == self._image_token).int()
         else:
             extra["position_ids"] = self.positions(mask)
-        with self._editing(edit or (lambda embeds: embeds)):
+        with self._editing(edit or (lambda embeds: embeds)), timed("vision" if pixels else "llm"):
             output = self.base.model(input_ids=ids, attention_mask=mask, use_cache=False, **extra)
         return output.last_hidden_state
 
     @contextmanager
     def _editing(self, edit: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[None]:
         def hook(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+            turn_to("llm")
             return args, {**kwargs, "inputs_embeds": edit(kwargs["inputs_embeds"])}
 
         handle = self._language_model[0].register_forward_pre_hook(hook, with_kwargs=True)

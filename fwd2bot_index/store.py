@@ -67,6 +67,7 @@ from fwd2bot_index.errors import (
 from fwd2bot_index.keys import keys_of
 from fwd2bot_index.payloads import Bytes, Float32
 from fwd2bot_index.product_codec import largest_file
+from fwd2bot_index.timing import timed
 from fwd2bot_index.types import SkippedFile
 
 if sys.platform != "win32":
@@ -599,7 +600,8 @@ class IndexStore:
         """
         k, d = self.manifest.num_summary_tokens, self.manifest.token_dim
         if tokens:
-            payload = self._codec.encode(np.stack(list(tokens.values())).reshape(len(tokens), k, d))
+            with timed("codec"):
+                payload = self._codec.encode(np.stack(list(tokens.values())).reshape(len(tokens), k, d))
             table = _tokens_table(list(tokens), payload)
             or_write_error(self.path, lambda: _insert_new(self._tokens, table))
         if rows:

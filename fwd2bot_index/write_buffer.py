@@ -11,6 +11,7 @@ import numpy as np
 
 from fwd2bot_index.payloads import Float32
 from fwd2bot_index.store import ImageRow, IndexStore
+from fwd2bot_index.timing import timed
 
 COMMIT_BYTES: Final = 64 * 2**20
 """Summary tokens are committed before their time when this many bytes wait."""
@@ -114,8 +115,10 @@ class WriteBuffer:
         self._resolve_copies()
         if self._rows and (self.store is not None or any(row.status == "ok" for row in self._rows)):
             if self.store is None:
-                self.store = self._create(np.stack(list(self._tokens.values())))
-            self.store.commit(self._rows, self._tokens)
+                with timed("codec"):  # fitting it
+                    self.store = self._create(np.stack(list(self._tokens.values())))
+            with timed("write"):
+                self.store.commit(self._rows, self._tokens)
             self._rows, self._tokens, self._waiting_bytes = [], {}, 0
         self._last_commit = time.perf_counter()
 

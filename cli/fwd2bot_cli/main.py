@@ -20,7 +20,7 @@ from typing import Annotated, NoReturn
 import typer
 from typer.main import get_command
 
-from fwd2bot_cli import annotate, ask, dedup, demo, evaluate, index, info, optimize, search, train, verify
+from fwd2bot_cli import annotate, ask, bench, dedup, demo, evaluate, index, info, optimize, search, train, verify
 from fwd2bot_cli.options import Debug, Quiet
 from fwd2bot_cli.session import Session
 from fwd2bot_index.errors import Fwd2BotError, InputError
@@ -48,6 +48,7 @@ app.command("optimize")(optimize.optimize)
 app.command("train")(train.train)
 app.command("eval")(evaluate.evaluate)
 app.command("demo")(demo.demo)
+app.add_typer(bench.app, name="bench")
 
 
 def _show_version(value: bool) -> None:
@@ -70,20 +71,30 @@ def _fwd2bot(
 
 
 class _NoPandas:
-    """Keeps pandas out: no command but those of training and evaluation uses it, and where it is installed, pyarrow
-    imports it to ask whether a value is a data frame, which is a quarter of the time of a search."""
-
     def find_spec(self, name: str, path: object = None, target: object = None) -> None:
         if name == "pandas":
             raise ModuleNotFoundError(name, name=name)
+
+
+def _start_arrow_without_pandas() -> None:
+    """Where pandas is installed, pyarrow imports it, once, to ask whether a value is a data frame: a quarter of the
+    time of a search, which has no data frames. Others may import pandas afterwards."""
+    finder = _NoPandas()
+    sys.meta_path.insert(0, finder)
+    try:
+        import pyarrow
+
+        pyarrow.scalar(0)
+    finally:
+        sys.meta_path.remove(finder)
 
 
 def run() -> NoReturn:
     """Entry point of the installed command."""
     if not sys.warnoptions:
         warnings.simplefilter("ignore")  # libraries' advice to developers; python -W shows it
-    if not {"train", "eval"} & set(sys.argv):
-        sys.meta_path.insert(0, _NoPandas())
+    if "search" in sys.argv[1:]:
+        _start_arrow_without_pandas()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a file name must not stop a listing
