@@ -258,6 +258,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--scores", action="store_true", help="ask the model too (minutes)")
     parser.add_argument("--scenes", type=int, default=1000, help="how many are asked about")
     parser.add_argument("--codecs", nargs="+", default=list(CODEC_NAMES), choices=CODEC_NAMES, help="whose scores")
+    parser.add_argument("--large", type=int, nargs=2, default=LARGE, metavar=("K", "D"), help="tokens with outliers")
+    parser.add_argument("--repeats", type=int, default=REPEATS, help="of which times are the median")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     given = parser.parse_args(arguments)
 
@@ -270,7 +272,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         photos = pq.read_table(given.data / "flickr8k" / "test.parquet", columns=["image"]).column("image").to_pylist()
         seen = _tokens(model, [photo["bytes"] for photo in photos])
         kinds["photos"] = (seen[:FIT], seen[FIT:])
-    found = signals(kinds)
+    found = signals(kinds, large=tuple(given.large), repeats=given.repeats)
     figures: dict[str, Any] = {"signal": [asdict(s) for s in found]}
     print(_signal_table(found))
     if given.scores:

@@ -29,7 +29,7 @@ from fwd2bot_index.store import IndexStore
 from fwd2bot_index.types import IndexReport
 from fwd2bot_index.verifying import verify
 
-KILLS = 50
+KILLS = 30
 
 
 class Place:
@@ -151,7 +151,7 @@ def test_kill_at_any_moment(tmp_path: Path) -> None:
             if disk.get(uri) == id_:
                 assert after.get(uri) == id_, f"lost in run {turn}"
         before = after
-    assert finished < KILLS - 10, "most runs were to be killed"
+    assert finished < KILLS * 0.8, "most runs were to be killed"
     place.index()
     assert place.rows() == place.on_disk()
     assert verify(IndexStore.open(place.index_folder)).orphans == 0
