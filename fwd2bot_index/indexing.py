@@ -29,12 +29,15 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import Final, Literal, TypeAlias
+from typing import Any, Final, Literal, Self, TypeAlias
 
 import numpy as np
+from PIL import Image
 
 from fwd2bot_index.archives import close_archives
 from fwd2bot_index.changes import Changes, find_changes
@@ -188,6 +191,77 @@ class _LazyModel:
         return self._model
 
 
+class _Batches:
+    """Pictures into batches: as they come or, for a model that pads, of like size."""
+
+    def __init__(self, size: int, *, alike: bool) -> None:
+        self._size = size
+        self._window = 2 * size if alike else size
+        self._waiting: list[Decoded] = []
+
+    def add(self, decoded: Decoded) -> None:
+        self._waiting.append(decoded)
+
+    def take(self, *, all_of_them: bool = False) -> list[Decoded]:
+        """A full batch, once there are enough pictures to choose from; ``all_of_them``: the rest, batch by batch.
+
+        The one that waits longest is in it, with those beside which the least is padded.
+        """
+        if not self._waiting or (len(self._waiting) < self._window and not all_of_them):
+            return []
+        if self._window == self._size:
+            batch, self._waiting = self._waiting, []
+            return batch
+        by_size = sorted(range(len(self._waiting)), key=lambda i: _pixels(self._waiting[i]))
+        sizes = [_pixels(self._waiting[i]) for i in by_size]
+        oldest, last = by_size.index(0), max(0, len(by_size) - self._size)
+        start = min(
+            range(max(0, oldest - self._size + 1), min(oldest, last) + 1),
+            key=lambda first: self._padding(sizes[first : first + self._size]),
+        )
+        chosen = sorted(by_size[start : start + self._size])
+        batch = [self._waiting[i] for i in chosen]
+        self._waiting = [d for i, d in enumerate(self._waiting) if i not in set(chosen)]
+        return batch
+
+    @staticmethod
+    def _padding(sizes: Sequence[int]) -> int:
+        return len(sizes) * max(sizes) - sum(sizes)
+
+
+def _pixels(decoded: Decoded) -> int:
+    width, height = decoded.picture.image.size
+    return width * height
+
+
+class _Ahead:
+    """Preprocesses a batch in another thread, while the model is at work on the one before. A context manager."""
+
+    def __init__(self, model: Compressor) -> None:
+        self._model = model
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="preprocess")
+        self._next: tuple[Sequence[Decoded], Callable[[], Any]] = ([], list)
+
+    def exchange(self, batch: Sequence[Decoded]) -> tuple[Sequence[Decoded], Callable[[], Any]]:
+        """Take ``batch``, and give the one before, with what waits for its preprocessing."""
+        before = self._next
+        prepared: Callable[[], Any] = list
+        if batch:
+            prepared = self._thread.submit(self._model.preprocess, _images(batch)).result
+        self._next = batch, prepared
+        return before
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._thread.shutdown(cancel_futures=True)
+
+
+def _images(batch: Sequence[Decoded]) -> list[Image.Image]:
+    return [decoded.picture.image for decoded in batch]
+
+
 class _Run:
     """One run of :func:`index_images`."""
 
@@ -293,8 +367,8 @@ class _Run:
             self._computed = self._first_pictures().load()
             max_side = self._max_side if model.decode_side is None else min(self._max_side, model.decode_side)
             self._tell("compressing")
-            with model.merged("compress"):
-                batch: list[Decoded] = []
+            with model.merged("compress"), _Ahead(model) as ahead:
+                batches = _Batches(self._batch_size, alike=model.pads)
                 for outcome in pool.decode(to_decode, max_side=max_side):
                     if not isinstance(outcome, Decoded):
                         self._skip(outcome.uri, outcome.id, outcome.reason)
@@ -306,13 +380,12 @@ class _Run:
                         self._keep([outcome], tokens[None], embedding[None])
                     else:
                         self._begun.add(outcome.id)
-                        batch.append(outcome)
-                    if len(batch) == self._batch_size:
-                        self._compress(model, batch)
-                        batch = []
-                        self._buffer.commit_if_due()
-                        self._tell("compressing")
-                self._compress(model, batch)
+                        batches.add(outcome)
+                    while batch := batches.take():
+                        self._compress_and_commit(model, *ahead.exchange(batch))
+                while batch := batches.take(all_of_them=True):
+                    self._compress_and_commit(model, *ahead.exchange(batch))
+                self._compress_and_commit(model, *ahead.exchange([]))
 
     def _check(self, changes: Changes) -> list[str]:
         """Settle the files whose content is known; the others are returned."""
@@ -332,16 +405,21 @@ class _Run:
                 others.append(uri)
         return others
 
-    def _compress(self, model: Compressor, batch: Sequence[Decoded]) -> None:
-        """Compress a batch; where that fails, its pictures one by one, to leave out only the guilty.
+    def _compress_and_commit(self, model: Compressor, batch: Sequence[Decoded], prepared: Callable[[], Any]) -> None:
+        if batch:
+            self._compress(model, batch, prepared)
+            self._buffer.commit_if_due()
+            self._tell("compressing")
+
+    def _compress(self, model: Compressor, batch: Sequence[Decoded], prepared: Callable[[], Any]) -> None:
+        """Compress a batch, of which ``prepared`` gives what the model takes; where that fails, its pictures one by
+        one, to leave out only the guilty.
 
         Raises:
             ModelError: all of them fail, so that it is not the pictures.
         """
-        if not batch:
-            return
         try:
-            self._keep(batch, *self._run_model(model, batch))
+            self._keep(batch, *self._run_model(model, batch, prepared))
             return
         except Exception as e:
             error = e
@@ -358,12 +436,14 @@ class _Run:
         failures: list[tuple[Decoded, Exception]] = []
         for decoded in batch:
             try:
-                self._keep([decoded], *self._run_model(model, [decoded]))
+                self._keep([decoded], *self._run_model(model, [decoded], partial(_images, [decoded])))
             except Exception as e:
                 failures.append((decoded, e))
         return failures
 
-    def _run_model(self, model: Compressor, batch: Sequence[Decoded]) -> tuple[Float32, Float32]:
+    def _run_model(
+        self, model: Compressor, batch: Sequence[Decoded], prepared: Callable[[], Any]
+    ) -> tuple[Float32, Float32]:
         """tokens [B, K, D] and embedding [B, E].
 
         Raises:
@@ -371,7 +451,9 @@ class _Run:
         """
         started = time.perf_counter()
         try:
-            summary = model.compress([decoded.picture.image for decoded in batch])
+            with timed("preprocess"):  # waiting for it, that is
+                inputs = prepared()
+            summary = model.compress(inputs)
             tokens, embedding = (tensor.float().cpu().numpy() for tensor in (summary.tokens, summary.embedding))
         finally:
             self._model_seconds += time.perf_counter() - started

@@ -44,7 +44,7 @@ class FirstPassBatch:
     """Rows and columns of each picture's image tokens."""
 
     def to(self, device: torch.device) -> FirstPassBatch:
-        return self.moved(lambda tensor: tensor.to(device))
+        return self.moved(lambda tensor: tensor.to(device, non_blocking=tensor.is_pinned()))
 
     def moved(self, move: Callable[[torch.Tensor], torch.Tensor]) -> FirstPassBatch:
         """The same with every tensor moved."""

@@ -282,11 +282,29 @@ class Fwd2BotModel(nn.Module):
     def device(self) -> torch.device:
         return self.base.device
 
+    @property
+    def pads(self) -> bool:
+        """Whether pictures have as many image tokens as their size gives, so that a batch is as long as its largest."""
+        return self.family.cell is None
+
     # ---- inference ----
 
+    def preprocess(self, images: Sequence[ImageInput]) -> FirstPassBatch:
+        """The part of :meth:`compress` that the CPU does, which another thread may do ahead. For a GPU the result is
+        in pinned memory.
+
+        Raises:
+            ImageError: a file that is no picture.
+        """
+        batch = self.inputs.images(images)
+        return batch.moved(lambda tensor: tensor.pin_memory()) if self.device.type == "cuda" else batch
+
     @torch.inference_mode()
-    def compress(self, images: Sequence[ImageInput], *, num_tokens: int | None = None) -> SummaryTokens:
-        """One batch of pictures into tokens [B, K, D] and embeddings [B, E] (float32, unit length).
+    def compress(
+        self, images: Sequence[ImageInput] | FirstPassBatch, *, num_tokens: int | None = None
+    ) -> SummaryTokens:
+        """One batch of pictures, or what :meth:`preprocess` made of it, into tokens [B, K, D] and embeddings [B, E]
+        (float32, unit length).
 
         ``num_tokens`` gives fewer (training-free: other) tokens than the model's own number. A trained causal LLM gives
         with k' the first k' tokens of a run with K; pooled tokens are no such prefix.
@@ -294,7 +312,7 @@ class Fwd2BotModel(nn.Module):
         Raises:
             ImageError: a file that is no picture.
         """
-        batch = self.prepare_images(images)
+        batch = images.to(self.device) if isinstance(images, FirstPassBatch) else self.prepare_images(images)
         if self.config.mode == "trained":
             tokens = self.first_pass(batch, num_tokens=num_tokens)
             return SummaryTokens(tokens=tokens.float(), embedding=self.embed_tokens(tokens))

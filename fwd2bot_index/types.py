@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol, TypeAlias, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 if TYPE_CHECKING:
     import torch
@@ -191,7 +191,19 @@ class Compressor(Protocol):
         """Around many calls of one stage, which may be faster inside; no call of the other stage is."""
         ...
 
-    def compress(self, images: Sequence[ImageInput]) -> SummaryTokens: ...
+    @property
+    def pads(self) -> bool:
+        """Whether a small picture in a batch with a large one costs as much as the large one does."""
+        ...
+
+    def preprocess(self, images: Sequence[ImageInput]) -> Any:
+        """What :meth:`compress` takes in the place of a batch of pictures. May run in another thread while the model is
+        at work."""
+        ...
+
+    def compress(self, images: Any) -> SummaryTokens:
+        """``images``: a sequence of :data:`ImageInput`, or what :meth:`preprocess` made of it."""
+        ...
 
     def embed_text(self, texts: Sequence[str]) -> torch.Tensor:
         """[B, E], unit length."""

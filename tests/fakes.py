@@ -49,6 +49,7 @@ class FakeModel:
         self.token_dim = 8
         self.embedding_dim = 3
         self.decode_side: int | None = None
+        self.pads = False
         self.compressed = 0
         """Pictures compressed so far: a test can tell what was not recomputed."""
 
@@ -61,6 +62,9 @@ class FakeModel:
 
     def merged(self, stage: Stage) -> AbstractContextManager[None]:
         return nullcontext()
+
+    def preprocess(self, images: Sequence[ImageInput]) -> Sequence[ImageInput]:
+        return images
 
     def compress(self, images: Sequence[ImageInput]) -> SummaryTokens:
         self.compressed += len(images)

@@ -654,3 +654,64 @@ def test_embeddings_keep_their_length(corpus: Corpus) -> None:
     corpus.index()
     lengths = np.linalg.norm(corpus.store.embeddings().embedding.astype(np.float64), axis=1)
     np.testing.assert_allclose(lengths, 1, atol=1e-3)
+
+
+def test_pictures_of_like_size_go_together_where_the_model_pads(tmp_path: Path) -> None:
+    corpus = Corpus(tmp_path)
+    corpus.write({f"{i:02}.png": plain(RED, (20 + i, 20) if i % 2 else (200 + i, 200)) for i in range(32)})
+    padding = {}
+    for pads in (False, True):
+        wasted = []
+
+        class Padding(FakeModel):
+            def compress(self, images: Sequence[ImageInput], wasted: list[int] = wasted) -> SummaryTokens:
+                areas = [image.size[0] * image.size[1] for image in images]  # type: ignore[union-attr]
+                wasted.append(max(areas) * len(areas) - sum(areas))
+                return super().compress(images)
+
+        model = Padding()
+        model.pads = pads
+        index_images([corpus.photos], tmp_path / f"index-{pads}", model, batch_size=4, workers=1)
+        assert model.compressed == 32
+        padding[pads] = sum(wasted)
+    assert padding[True] < padding[False] / 5
+
+
+def test_the_next_batch_is_preprocessed_while_the_model_is_at_work(tmp_path: Path) -> None:
+    corpus = Corpus(tmp_path)
+    corpus.write({f"{i}.png": plain(RED, (20 + i, 20)) for i in range(6)})
+    began: list[threading.Event] = [threading.Event() for _ in range(3)]
+    threads = set()
+
+    class Watching(FakeModel):
+        batches = 0
+
+        def preprocess(self, images: Sequence[ImageInput]) -> Sequence[ImageInput]:
+            threads.add(threading.current_thread())
+            began[self.batches].set()
+            self.batches += 1
+            return images
+
+        def compress(self, images: Sequence[ImageInput]) -> SummaryTokens:
+            assert self.compressed == 4 or began[self.compressed // 2 + 1].wait(10), "the next one waits"
+            return super().compress(images)
+
+    model = Watching()
+    corpus.index(model=model, batch_size=2)
+    assert (model.compressed, model.batches) == (6, 3)
+    assert threading.main_thread() not in threads
+
+
+def test_a_picture_that_cannot_be_preprocessed_is_left_out_alone(corpus: Corpus) -> None:
+    class Picky(FakeModel):
+        def preprocess(self, images: Sequence[ImageInput]) -> Sequence[ImageInput]:
+            if any(int(self._mean(image).argmax()) == 1 for image in images):
+                raise RuntimeError("too green")
+            return images
+
+        def compress(self, images: Sequence[ImageInput]) -> SummaryTokens:
+            return super().compress(self.preprocess(images))
+
+    report = corpus.index(model=Picky(), batch_size=3)
+    assert counts(report) == {"added": 2, "skipped": 1}
+    assert {file.reason for file in report.skipped} == {"the model could not compress it: too green"}

@@ -131,6 +131,7 @@ def test_batched_equals_one_by_one(family: str, tmp_path: Path) -> None:
         alone = [model.compress([p]) for p in pictures]
         torch.testing.assert_close(torch.cat([a.tokens for a in alone]), together.tokens, atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(torch.cat([a.embedding for a in alone]), together.embedding, atol=1e-4, rtol=1e-4)
+        assert torch.equal(model.compress(model.preprocess(pictures)).tokens, together.tokens)
         texts = torch.cat([model.embed_text([t]) for t in TEXTS])
         torch.testing.assert_close(texts, model.embed_text(TEXTS), atol=1e-4, rtol=1e-4)
 
