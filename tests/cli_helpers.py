@@ -22,12 +22,15 @@ class FakeModels:
     def __init__(self, fingerprint: str = "fake-1") -> None:
         self.model = FakeModel(fingerprint=fingerprint)
         self.loads = 0
+        self.choice: ModelChoice | None = None
+        """The last that was loaded."""
 
     def identity(self, choice: ModelChoice, *, show_download: bool) -> ModelIdentity:
         return ModelIdentity(name=choice.name, revision=choice.revision, fingerprint=self.model.fingerprint)
 
     def load(self, choice: ModelChoice) -> Compressor:
         self.loads += 1
+        self.choice = choice
         self.model.name = choice.name
         return self.model
 

@@ -21,6 +21,8 @@ class ModelChoice:
     revision: str | None = None
     num_tokens: int | None = None
     """Pooled tokens of a training-free model; None: its own number."""
+    dtype: str | None = None
+    """What it computes with; None: as suits the device."""
 
     @classmethod
     def of(cls, manifest: Manifest) -> ModelChoice:
@@ -73,13 +75,19 @@ class PretrainedModels:
         return ModelIdentity(name=found.name, revision=found.revision, fingerprint=found.fingerprint())
 
     def load(self, choice: ModelChoice) -> Compressor:
+        import torch
         import transformers
 
         from fwd2bot_index.model import Fwd2BotModel
 
         transformers.utils.logging.disable_progress_bar()
         transformers.utils.logging.set_verbosity_error()
-        return Fwd2BotModel.from_pretrained(choice.name, revision=choice.revision, num_summary_tokens=choice.num_tokens)
+        return Fwd2BotModel.from_pretrained(
+            choice.name,
+            revision=choice.revision,
+            num_summary_tokens=choice.num_tokens,
+            dtype=getattr(torch, choice.dtype) if choice.dtype else None,
+        )
 
     def text_encoder(self, manifest: Manifest) -> TextEncoder | None:
         from fwd2bot_index.text_encoder import TextEncoder

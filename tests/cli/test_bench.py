@@ -42,6 +42,12 @@ def test_stages_add_up(pictures: Path, capsys: pytest.CaptureFixture[str]) -> No
 
 
 @needs_the_bundled_model
+def test_with_half_the_bits(pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code = main(["bench", "index", str(pictures), "--dtype", "bfloat16", "--json", "--quiet"], Session())
+    assert (code, json.loads(capsys.readouterr().out)["dtype"]) == (0, "bfloat16")
+
+
+@needs_the_bundled_model
 def test_a_few_of_many(pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (pictures / "broken.png").unlink()
     assert main(["bench", "index", str(pictures), "--limit", "2", "--quiet"], Session()) == 0

@@ -15,6 +15,7 @@ from archives_made import make_parquet, make_zip
 from cli_helpers import FakeModels, Run, draw_colours
 from pictures import plain
 
+from fwd2bot_cli.models import ModelChoice
 from fwd2bot_index.config import Manifest
 
 
@@ -183,6 +184,7 @@ def test_watching_follows_changes_until_ctrl_c(fwd2bot: Run, place: Path) -> Non
 SLOW = """
 import sys, time
 from cli_helpers import FakeModels
+from fwd2bot_cli.models import ModelChoice
 from fwd2bot_cli.main import main
 from fwd2bot_cli.session import Session
 
@@ -225,3 +227,10 @@ def test_ctrl_c_keeps_what_is_done(fwd2bot: Run, place: Path) -> None:
     outcome = fwd2bot(*arguments)
     assert f"{30 - kept} added" in outcome.err
     assert f"{kept} unchanged" in outcome.err
+
+
+def test_the_numbers_that_it_computes_with(fwd2bot: Run, place: Path, models: FakeModels) -> None:
+    draw_colours(place / "pictures")
+    assert fwd2bot("index", "pictures", "--dtype", "bfloat16").code == 0
+    assert models.choice == ModelChoice(name="default", dtype="bfloat16")
+    assert "float16" in fwd2bot("index", "pictures", "--dtype", "float16").err
