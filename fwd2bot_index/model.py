@@ -816,7 +816,7 @@ def load_base(
     from transformers import AutoConfig, AutoModelForImageTextToText
 
     try:
-        config = AutoConfig.from_pretrained(folder)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)  # nor does it ask at the terminal
     except (OSError, ValueError, KeyError) as e:
         raise ModelError(f"{name} cannot be loaded: its config.json is not understood ({_first_line(e)})") from e
     family_of(config)
@@ -825,7 +825,13 @@ def load_base(
         settings["quantization_config"] = quantization
     try:
         base, loading = AutoModelForImageTextToText.from_pretrained(
-            folder, config=config, dtype=dtype, output_loading_info=True, **settings
+            folder,
+            config=config,
+            dtype=dtype,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+            **settings,
         )
         processor = load_processor(folder, config)
     except ImportError as e:

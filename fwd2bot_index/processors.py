@@ -17,7 +17,7 @@ def load_processor(folder: Path, config: Any) -> Any:
 
     usual = PROCESSOR_MAPPING[type(config)]
     if "video_processor" not in usual.get_attributes():
-        return AutoProcessor.from_pretrained(folder)
+        return AutoProcessor.from_pretrained(folder, trust_remote_code=False)
     return without_video(usual).from_pretrained(folder)
 
 

@@ -26,7 +26,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 
-from fwd2bot_eval.default_model import MENTIONS, compress, could_caption, held_out, stored
+from fwd2bot_eval.default_model import MENTIONS, compress, could_caption, held_out, stored, twin_pool
 from fwd2bot_index import scenes
 from fwd2bot_index.checkpoints import DEFAULT_MODEL
 from fwd2bot_index.config import DEFAULT_CODEC
@@ -117,17 +117,7 @@ def scene_searches(stream: str, count: int, queries: int) -> dict[str, Searches]
     """Of scenes alone, and beside their twins."""
     pool = [scenes.scene(i, stream=stream) for i in range(count)]
     captions = [scenes.caption(s, np.random.default_rng([7, i]), max_mentions=MENTIONS) for i, s in enumerate(pool)]
-    beside: list[scenes.Scene] = []
-    said: list[scenes.Caption] = []
-    for i in itertools.count():
-        scene = scenes.scene(i, stream=stream)
-        caption = scenes.caption(scene, np.random.default_rng([7, i]), max_mentions=MENTIONS, relation=1.0)
-        false = scenes.hard_negatives(scene, caption, np.random.default_rng([8, i]))
-        made = scenes.twins(scene, caption, false)
-        if len(beside) + 1 + len(made) > count:
-            break
-        beside += [scene, *made.values()]
-        said += [caption, *(false[kind] for kind in made)]
+    twins = twin_pool(stream, count)
 
     def some(pictures: Sequence[scenes.Scene], captions: Sequence[scenes.Caption]) -> Searches:
         chosen = _spread(len(captions), queries)
@@ -138,7 +128,7 @@ def scene_searches(stream: str, count: int, queries: int) -> dict[str, Searches]
             fitting=[[j for j, s in enumerate(pictures) if could_caption(captions[i], s)] for i in chosen],
         )
 
-    return {"scenes": some(pool, captions), "scenes and twins": some(beside, said)}
+    return {"scenes": some(pool, captions), "scenes and twins": some(twins.pool, twins.captions)}
 
 
 def photo_searches(path: Path, queries: int) -> Searches:

@@ -18,6 +18,7 @@ import json
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -153,28 +154,44 @@ def retrieval_scores(
     }
 
 
-def twin_scores(model: Fwd2BotModel, count: int) -> dict[str, Any]:
-    """Retrieval among ``count`` pictures, where scenes stand beside their twins, each with its caption; and how often a
-    scene's caption is nearer to its scene than to the twin."""
-    pool: list[scenes.Scene] = []
-    captions: list[scenes.Caption] = []
-    pairs: dict[str, list[tuple[int, int]]] = {"swap_attribute": [], "swap_relation": []}
+@dataclass(frozen=True, kw_only=True)
+class TwinPool:
+    """Scenes, each beside its twins."""
+
+    pool: list[scenes.Scene]
+    captions: list[scenes.Caption]
+    """One of each."""
+    pairs: dict[str, list[tuple[int, int]]]
+    """By kind of twin: a scene and its twin of that kind."""
+
+
+def twin_pool(stream: str, count: int) -> TwinPool:
+    """``count`` scenes or a few less, so that every twin is there."""
+    found = TwinPool(pool=[], captions=[], pairs={"swap_attribute": [], "swap_relation": []})
     for i in itertools.count():
-        scene = scenes.scene(i, stream=STREAM)
+        scene = scenes.scene(i, stream=stream)
         caption = scenes.caption(scene, np.random.default_rng([7, i]), max_mentions=MENTIONS, relation=1.0)
         false = scenes.hard_negatives(scene, caption, np.random.default_rng([8, i]))
         made = scenes.twins(scene, caption, false)
-        if len(pool) + 1 + len(made) > count:
-            break
+        first = len(found.pool)
+        if first + 1 + len(made) > count:
+            return found
         for j, kind in enumerate(made, start=1):
-            pairs[kind].append((len(pool), len(pool) + j))
-        pool += [scene, *made.values()]
-        captions += [caption, *(false[kind] for kind in made)]
-    _, embeddings = compress(model, [scenes.render(s, size=96) for s in pool])
-    scores: dict[str, Any] = dict(retrieval_scores(model, pool, captions, embeddings))
-    for kind, rows in pairs.items():
+            found.pairs[kind].append((first, first + j))
+        found.pool.extend([scene, *made.values()])
+        found.captions.extend([caption, *(false[kind] for kind in made)])
+    raise AssertionError("there are always more scenes")
+
+
+def twin_scores(model: Fwd2BotModel, count: int) -> dict[str, Any]:
+    """Retrieval among ``count`` pictures, where scenes stand beside their twins, each with its caption; and how often a
+    scene's caption is nearer to its scene than to the twin."""
+    twins = twin_pool(STREAM, count)
+    _, embeddings = compress(model, [scenes.render(s, size=96) for s in twins.pool])
+    scores: dict[str, Any] = dict(retrieval_scores(model, twins.pool, twins.captions, embeddings))
+    for kind, rows in twins.pairs.items():
         own, other = (list(side) for side in zip(*rows, strict=True))
-        texts = model.embed_text([str(captions[i]) for i in own])
+        texts = model.embed_text([str(twins.captions[i]) for i in own])
         nearer = (texts * (embeddings[own] - embeddings[other])).sum(-1) > 0
         scores[f"before its twin by {kind} (chance 0.5)"] = {"cosine": nearer.float().mean().item(), "items": len(own)}
     return scores
