@@ -39,6 +39,15 @@ def content_keys(ids: Any) -> UInt64:
     return np.ascontiguousarray(pairs).view(">u8")[:, 0].astype(np.uint64)
 
 
+def is_among(values: UInt64, known: UInt64) -> npt.NDArray[np.bool_]:
+    """[n]: which of ``values`` [n] are in ``known``, which is sorted. (``np.isin`` sorts both, each time.)"""
+    if len(known) == 0:
+        return np.zeros(len(values), np.bool_)
+    place = np.minimum(np.searchsorted(known, values), len(known) - 1)
+    found: npt.NDArray[np.bool_] = known[place] == values
+    return found
+
+
 _ID_DIGITS: Final = 32
 _NIBBLE: Final = np.full(256, 255, np.uint8)
 for _value, _digit in enumerate("0123456789abcdef"):

@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from fwd2bot_index import vector_files
 from fwd2bot_index.errors import IndexWriteError, InputError
+from fwd2bot_index.keys import is_among
 from fwd2bot_index.snapshots import HIT_COLUMNS, PictureRows, Snapshot
 from fwd2bot_index.vector_files import Positions, UnusableError, VectorFiles
 from fwd2bot_index.vector_index import ExactIndex, Kind, TrainedIndex, build, engine
@@ -133,7 +134,7 @@ class Searcher:
             else:
                 addresses.append(found[0])
                 scores.append(found[1])
-        allowed = None if kept is None else np.isin(self._tail_address, kept)
+        allowed = None if kept is None else is_among(self._tail_address, kept)
         rows, cosines = self._tail.search(query[None], k, allowed=allowed)
         there = rows[0] >= 0
         addresses.append(self._tail_address[rows[0][there]])
@@ -147,7 +148,7 @@ class Searcher:
         index, *_ = self._trained
         rows, allowed, among = self._rows, self._alive, None
         if kept is not None:
-            among = np.isin(rows.address, kept)
+            among = is_among(rows.address, kept)
             allowed = np.zeros(len(index), np.bool_)
             allowed[rows.position[among]] = True
         positions, scores = index.search(query[None], k, allowed=allowed, vectors=self._vectors)

@@ -64,7 +64,7 @@ from fwd2bot_index.errors import (
     IndexWriteError,
     InputError,
 )
-from fwd2bot_index.keys import keys_of
+from fwd2bot_index.keys import is_among, keys_of
 from fwd2bot_index.payloads import Bytes, Float32
 from fwd2bot_index.product_codec import largest_file
 from fwd2bot_index.timing import timed
@@ -719,7 +719,7 @@ class IndexStore:
         orphans: list[str] = []
         for fragment in self.token_fragments(["id"]):
             for batch in fragment.batches():
-                unused = ~np.isin(keys_of(batch.column("id")), in_use)
+                unused = ~is_among(keys_of(batch.column("id")), in_use)
                 orphans += batch.column("id").filter(pa.array(unused)).to_pylist()
         for chunk in _chunks(orphans):
             or_write_error(self.path, partial(_delete, self._tokens, _is_in("id", chunk)))
