@@ -20,7 +20,6 @@ import numpy.typing as npt
 
 from fwd2bot_index import vector_files
 from fwd2bot_index.errors import IndexWriteError, InputError
-from fwd2bot_index.keys import is_among
 from fwd2bot_index.snapshots import HIT_COLUMNS, PictureRows, Snapshot
 from fwd2bot_index.vector_files import Positions, UnusableError, VectorFiles
 from fwd2bot_index.vector_index import ExactIndex, Kind, TrainedIndex, build, engine
@@ -40,6 +39,8 @@ MEMORY_SHARE: Final = 0.25
 """Of the machine's free memory, that an index in full precision may take."""
 TAIL_SHARE: Final = 0.1
 """Of the rows, from which a tail is worth building again for."""
+FEW: Final = 2000
+"""Rows that a condition leaves, whose embeddings are read and compared one by one instead of asking a trained index."""
 BACKGROUND: Final = 2048
 """Rows that stand for all, where a score is compared with those of the corpus."""
 
@@ -79,6 +80,8 @@ class Searcher:
         return cls(snapshot, trained)
 
     def _load(self) -> None:
+        for cached in ("_order", "_rows_order"):  # of what was loaded before
+            self.__dict__.pop(cached, None)
         self._table: Any = None
         """Arrow's ``HIT_COLUMNS`` of the tail, where that is all there is."""
         self._alive: Bool | None = None
@@ -124,6 +127,8 @@ class Searcher:
         if self._lance is not None:
             return self.snapshot.nearest(query, min(k, max(1, len(self))), where)
         kept = None if where is None else self.snapshot.matching(where)
+        if kept is not None and self._trained is not None and len(kept) <= FEW:
+            return self._nearest_of(kept, query, k)
         addresses, scores = [], []
         if self._trained is not None:
             try:
@@ -134,7 +139,7 @@ class Searcher:
             else:
                 addresses.append(found[0])
                 scores.append(found[1])
-        allowed = None if kept is None else is_among(self._tail_address, kept)
+        allowed = None if kept is None else _chosen(kept, *self._order)
         rows, cosines = self._tail.search(query[None], k, allowed=allowed)
         there = rows[0] >= 0
         addresses.append(self._tail_address[rows[0][there]])
@@ -143,12 +148,18 @@ class Searcher:
         order = np.lexsort((address, -score))[:k]
         return address[order], score[order]
 
+    def _nearest_of(self, addresses: UInt64, query: Float32, k: int) -> tuple[UInt64, Float32]:
+        """Of these rows, by their stored embeddings: sooner than all lists are probed for them."""
+        scores = self.embeddings(addresses) @ query
+        order = np.lexsort((addresses, -scores))[:k]
+        return addresses[order], scores[order]
+
     def _nearest_trained(self, query: Float32, k: int, kept: UInt64 | None) -> tuple[UInt64, Float32]:
         assert self._trained is not None
         index, *_ = self._trained
         rows, allowed, among = self._rows, self._alive, None
         if kept is not None:
-            among = is_among(rows.address, kept)
+            among = _chosen(kept, *self._rows_order)
             allowed = np.zeros(len(index), np.bool_)
             allowed[rows.position[among]] = True
         positions, scores = index.search(query[None], k, allowed=allowed, vectors=self._vectors)
@@ -205,8 +216,25 @@ class Searcher:
 
     @cached_property
     def _order(self) -> tuple[Int64, UInt64]:
-        order = np.argsort(self._tail_address)
-        return order, self._tail_address[order]
+        return _sorted(self._tail_address)
+
+    @cached_property
+    def _rows_order(self) -> tuple[Int64, UInt64]:
+        return _sorted(self._rows.address)
+
+
+def _sorted(addresses: UInt64) -> tuple[Int64, UInt64]:
+    order = np.argsort(addresses)
+    return order, addresses[order]
+
+
+def _chosen(kept: UInt64, order: Int64, ascending: UInt64) -> Bool:
+    """[N]: which of N addresses, given by :func:`_sorted`, are in ``kept`` [n], which is sorted: in n log N steps."""
+    chosen = np.zeros(len(order), np.bool_)
+    if len(order):
+        place = np.minimum(np.searchsorted(ascending, kept), len(order) - 1)
+        chosen[order[place[ascending[place] == kept]]] = True
+    return chosen
 
 
 def _at_present(positions: Positions, now: PictureRows) -> tuple[Positions, Bool]:

@@ -127,7 +127,14 @@ def test_changes_are_seen_at_once(store: IndexStore, kind: Choice) -> None:
         ("year > 3000", lambda n: False),
     ],
 )
-def test_filters_keep_recall(store: IndexStore, kind: Choice, where: str, keep) -> None:  # type: ignore[no-untyped-def]
+def test_filters_keep_recall(
+    store: IndexStore,
+    kind: Choice,
+    where: str,
+    keep,  # type: ignore[no-untyped-def]
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(searching, "FEW", 10)  # 1,000 and 20 are asked of the index, the others compared one by one
     build_vectors(store, kind)
     commit(store, row(2107))  # in the tail, with no year
     kept = {f"/photos/{n}.jpg" for n in range(2000) if keep(n)}
