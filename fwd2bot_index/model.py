@@ -25,7 +25,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import torch
 from torch import nn
@@ -54,6 +54,9 @@ if TYPE_CHECKING:
 
     from fwd2bot_index.adapters import LoraSettings, StageAdapters
 
+_SHARED_FROM: Final = 512
+"""Hidden size below which threads that share the second pass over some 20 positions wait for each other longer than
+they save (measured at 192)."""
 _INITIAL_TEMPERATURE = 0.07
 _POSITIONS_AT_ONCE = 16_384
 """Of summary tokens in a batch of contexts of several pictures."""
@@ -523,12 +526,17 @@ class Fwd2BotModel(nn.Module):
     @contextmanager
     def merged(self, stage: Stage) -> Iterator[None]:
         """For many calls of one stage: inside, its adapter is a part of the weights where that is worth it, see
-        :meth:`fwd2bot_index.adapters.StageAdapters.merged`. Not for training."""
-        if self._adapters is None:
-            yield
-            return
-        with torch.no_grad(), self._adapters.merged(stage):
-            yield
+        :meth:`fwd2bot_index.adapters.StageAdapters.merged`; and the second pass of a small model on a CPU has one
+        thread of it (docs/querying.md). Not for training."""
+        threads = torch.get_num_threads()
+        alone = stage == "generate" and self.device.type == "cpu" and self.token_dim < _SHARED_FROM
+        try:
+            if alone:
+                torch.set_num_threads(1)
+            with torch.no_grad(), self._adapters.merged(stage) if self._adapters else nullcontext():
+                yield
+        finally:
+            torch.set_num_threads(threads)
 
     @property
     def language_model(self) -> nn.Module:

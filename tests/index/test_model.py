@@ -442,6 +442,24 @@ def test_merged_is_the_same_and_leaves_no_trace(stage: Stage) -> None:
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
 
 
+def test_a_small_second_pass_has_a_thread_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, before = trained("llava"), torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with model.merged("generate"):
+            assert torch.get_num_threads() == 1
+        with model.merged("compress"):
+            assert torch.get_num_threads() == 2
+        with pytest.raises(KeyError), model.merged("generate"):
+            raise KeyError
+        assert torch.get_num_threads() == 2
+        monkeypatch.setattr("fwd2bot_index.model._SHARED_FROM", 0)
+        with model.merged("generate"):
+            assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_half_precision_is_not_merged() -> None:
     model = trained("llava").to(torch.bfloat16)
     ids = torch.arange(10, 20)[None]
