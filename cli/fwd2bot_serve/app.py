@@ -26,7 +26,7 @@ from fwd2bot_serve.batching import ModelThread, current_scope
 from fwd2bot_serve.failures import CancelledError, ForbiddenError, NotFoundError, failure_of, sentence_of
 from fwd2bot_serve.guards import COOKIE, PAGE_POLICY, Guard, cookie_of, same
 from fwd2bot_serve.metrics import Metrics
-from fwd2bot_serve.pictures import Side, Thumbnails, decoding, media_type, original
+from fwd2bot_serve.pictures import DEFAULT_SIDE, Side, Thumbnails, decoding, media_type, original
 from fwd2bot_serve.served import ServedIndex
 from fwd2bot_serve.settings import Settings
 from fwd2bot_serve.work import ClientGoneError, Workers
@@ -198,7 +198,8 @@ _ERRORS: Final[dict[int | str, dict[str, Any]]] = {
 
 def _errors(*more: int) -> dict[int | str, dict[str, Any]]:
     said = {404: "There is no such picture.", 409: "The index is empty, or another process is writing to it."}
-    errors = {**_ERRORS, **{status: {"description": said[status]} for status in more}}
+    errors = dict(_ERRORS)
+    errors.update({status: {"description": said[status]} for status in more})
     return {status: dict(fields, model=wire.ErrorOut) for status, fields in errors.items()}
 
 
@@ -497,7 +498,9 @@ async def image(request: Request, id: PictureId) -> Response:
     tags=["pictures"],
 )
 async def thumbnail(
-    request: Request, id: PictureId, side: Annotated[Side, Query(description="The longest side, in pixels.")] = 320
+    request: Request,
+    id: PictureId,
+    side: Annotated[Side, Query(description="The longest side, in pixels.")] = DEFAULT_SIDE,
 ) -> Response:
     """A small JPEG of a picture."""
     server = _of(request)

@@ -17,6 +17,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from concurrent.futures import CancelledError as TakenBackError
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
@@ -60,7 +61,10 @@ class Scope:
             self._waits_for = future
             if self.is_cancelled:
                 future.cancel()
-        result = None if future.cancelled() else _result(future)
+        try:
+            result = future.result()
+        except TakenBackError:
+            raise CancelledError from None
         if self.is_cancelled:
             raise CancelledError
         return result
@@ -78,15 +82,6 @@ class Scope:
 def current_scope() -> Scope:
     """Of the request that this thread works for."""
     return _current.get() or Scope()
-
-
-def _result(future: Future[Any]) -> Any:
-    from concurrent.futures import CancelledError as TakenBack
-
-    try:
-        return future.result()
-    except TakenBack:
-        return None
 
 
 @dataclass(eq=False)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from typing import Final, Literal
+from enum import IntEnum
+from typing import Final
 
 from fwd2bot_index.corpus import Corpus
 from fwd2bot_index.decoding import content_id, read_file
@@ -16,7 +17,17 @@ from fwd2bot_index.errors import ImageError
 from fwd2bot_index.thumbnails import small_jpeg
 from fwd2bot_serve.failures import NotFoundError
 
-Side = Literal[160, 320, 640, 1280]
+
+class Side(IntEnum):
+    """The longest side of a small copy, in pixels."""
+
+    TINY = 160
+    SMALL = 320
+    MIDDLE = 640
+    LARGE = 1280
+
+
+DEFAULT_SIDE: Final = Side.SMALL
 CACHE_BYTES: Final = 64 * 2**20
 DECODED_AT_ONCE: Final = 2
 """Each may take as much memory as a picture has pixels."""
