@@ -67,7 +67,7 @@ export class Ask {
       done += 1;
       const most = [...counts].sort((a, b) => b[1] - a[1]).slice(0, 6);
       const rest = done < ids.length ? h("span.soft", {}, `${done} of ${ids.length}`) : null;
-      $("answer").replaceChildren(...most.map(([text, n]) => h("span", {}, h("strong", {}, text || "(nothing)"), h("span.soft", {}, ` ${n}`))), rest ?? "");
+      $("answer").replaceChildren(...most.map(([text, n]) => h("span", {}, h("strong", {}, text || "(nothing)"), h("span.soft", {}, ` × ${n}`))), rest ?? "");
     }
   }
 

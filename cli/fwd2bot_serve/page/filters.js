@@ -25,7 +25,9 @@ export class Filters {
   open(open) {
     $("filters").hidden = !open;
     $("filter").setAttribute("aria-expanded", String(open));
-    if (open) $("filters").querySelector("input, select")?.focus();
+    if (!open) return;
+    window.scrollTo({ top: 0 });
+    if (matchMedia("(pointer: fine)").matches) $("filters").querySelector("input, select")?.focus();
   }
 
   clear() {

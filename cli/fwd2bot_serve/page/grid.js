@@ -141,7 +141,12 @@ export function scored(picture) {
   return `${picture.score.toFixed(2)} · z ${picture.z.toFixed(1)}`;
 }
 
-export const foundWords = (n, complete, asked) => (asked ? (complete ? count(n, "picture") : `the best ${n.toLocaleString()}, more below`) : "");
+/** What stands above the pictures. */
+export function foundWords(n, complete, { searched, filtered }) {
+  if (!n) return "";
+  if (searched) return complete ? `${count(n, "picture")}, the best first` : "The best first";
+  return complete && filtered ? `${count(n, "picture")}, the newest first` : "The newest first";
+}
 
 function focus(button) {
   button.focus();

@@ -53,7 +53,7 @@ async function more() {
     grid.add(pictures, { complete });
     faces.hide();
     if (!grid.pictures.length) nothing();
-    $("found").textContent = foundWords(grid.pictures.length, complete, !terms.isEmpty || filters.where);
+    $("found").textContent = foundWords(grid.pictures.length, complete, { searched: !terms.isEmpty, filtered: Boolean(filters.where) });
     if (page === 1) status.upToDate();
     ask.show();
   } catch (error) {
