@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 from fastapi import APIRouter, FastAPI, Path, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import StreamingResponse
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from fwd2bot_index.config import DEFAULT_THRESHOLD
 from fwd2bot_index.decoding import MAX_SIDE, decode_image
@@ -167,9 +169,18 @@ async def _http_error(request: Request, error: Exception) -> Response:
         "not-found" if error.status_code == 404 else "request",
         sentences.get(error.status_code, str(error.detail)),
     )
-    for name, value in (error.headers or {}).items():
-        response.headers[name] = value
+    if error.status_code == 405:  # Starlette names the methods of one route only
+        response.headers["allow"] = ", ".join(_methods(request))
     return response
+
+
+def _methods(request: Request) -> list[str]:
+    """That this address takes."""
+    found: set[str] = set()
+    for route in router.routes:
+        if isinstance(route, APIRoute) and route.matches(request.scope)[0] is not Match.NONE:
+            found |= route.methods
+    return sorted(found)
 
 
 async def _nobody(request: Request, error: Exception) -> Response:

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from datetime import date, datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, StrictBool
 
 from fwd2bot_index.answering import MAX_CHOICES, MAX_QUESTION, MAX_TOGETHER
 from fwd2bot_index.errors import ImageError, InputError
@@ -61,7 +61,7 @@ class Filters(Body):
     top: Top = 10
     page: Page = 1
     diverse: Annotated[float, Field(ge=0, le=1, description="Prefer pictures unlike those before.")] = 0.0
-    collapse: Annotated[bool, Field(description="Of near copies, only the best.")] = False
+    collapse: Annotated[StrictBool, Field(description="Of near copies, only the best.")] = False
     percentile: Annotated[
         float | None, Field(ge=0, le=100, description="Only what scores better than so many per cent of the corpus.")
     ] = None
@@ -73,7 +73,7 @@ class Filters(Body):
         ),
     ] = None
     rerank: Annotated[
-        bool, Field(description="Ask about the first 100 whether the text fits, and put them in order by that.")
+        StrictBool, Field(description="Ask about the first 100 whether the text fits, and put them in order by that.")
     ] = False
     budget: Annotated[
         float | None,
@@ -127,7 +127,7 @@ class AskBody(Body):
     top: Top = 1
     choices: Choices = None
     together: Annotated[
-        bool, Field(description="One answer about all, read in one context, with the pictures that it rests on.")
+        StrictBool, Field(description="One answer about all, read in one context, with the pictures that it rests on.")
     ] = False
 
 
@@ -145,7 +145,7 @@ class AnnotateBody(Body):
     column: Annotated[str, Field(min_length=1, max_length=200, examples=["has_circle"])]
     choices: Choices = None
     where: Where = None
-    again: Annotated[bool, Field(description="Forget the answers that the column holds.")] = False
+    again: Annotated[StrictBool, Field(description="Forget the answers that the column holds.")] = False
 
 
 class SessionBody(Body):

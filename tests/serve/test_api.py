@@ -274,6 +274,7 @@ class TestServer:
         refused(http.get("/page/../app.py"), 404, "not-found")
         refused(http.get("/page/..%2fapp.py"), 404, "not-found")
         refused(http.delete("/search"), 405, "request")
+        assert http.delete("/search").headers["allow"] == "GET, POST"
 
     def test_the_page_runs_nothing_of_others(self, http: httpx.Client) -> None:
         page = http.get("/")
