@@ -179,7 +179,7 @@ def _methods(request: Request) -> list[str]:
     found: set[str] = set()
     for route in router.routes:
         if isinstance(route, APIRoute) and route.matches(request.scope)[0] is not Match.NONE:
-            found |= route.methods
+            found |= route.methods or set()
     return sorted(found)
 
 
