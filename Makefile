@@ -11,7 +11,7 @@ RUN_TESTS := -P -m pytest -n auto
 # The stamp is rebuilt when the dependencies change. The constraints keep torch on its CPU build.
 $(VENV)/.stamp: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,train,eval,harness]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,train,eval,harness,serve]'
 	touch $@
 
 demo: $(VENV)/.stamp

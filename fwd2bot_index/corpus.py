@@ -45,13 +45,14 @@ from fwd2bot_index.queries import (
 )
 from fwd2bot_index.reranking import CANDIDATES
 from fwd2bot_index.results import Answers, Hits, require_pandas
-from fwd2bot_index.types import Answer, Compressor, Hit, ImageInput, JointAnswer
+from fwd2bot_index.types import Answer, Compressor, Hit, ImageInput, JointAnswer, Kept
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from fwd2bot_index.annotating import AnnotateReport
     from fwd2bot_index.config import Manifest
+    from fwd2bot_index.facets import Facet
     from fwd2bot_index.payloads import Float32
     from fwd2bot_index.searching import Searcher
     from fwd2bot_index.store import EmbeddedRows, ImageRow, IndexStore, StoreStats
@@ -61,6 +62,10 @@ INDEX_FOLDER: Final = ".fwd2bot"
 DIVERSE_POOL: Final = 50
 """Candidates among which different ones are chosen, at least; five times what is asked for, up to"""
 MAX_DIVERSE_POOL: Final = 2000
+KEPT_QUESTION: Final = "describe the picture"
+KEPT_DEPTH: Final = 1000
+"""How far down :meth:`Corpus.kept` looks for the picture."""
+_ID = re.compile("[0-9a-f]{32}")
 _ID_BEGINNING = re.compile("[0-9a-f]{6,32}")
 
 
@@ -131,6 +136,11 @@ class Corpus:
     def __len__(self) -> int:
         """How many files can be found."""
         return len(self._searcher)
+
+    @property
+    def version(self) -> int:
+        """Of the table of files, which grows with every commit that changes it."""
+        return self._store.images_version
 
     def stats(self) -> StoreStats:
         """Counts, and bytes on disk."""
@@ -372,11 +382,7 @@ class Corpus:
             found = [row for row in self._store.rows(ids=[id_]) if row.status == "ok"]
         if not found:
             return None
-        row = min(found, key=lambda row: row.uri)
-        assert row.id is not None
-        assert row.width is not None
-        assert row.height is not None
-        return Hit(rank=1, score=1.0, id=row.id, uri=row.uri, width=row.width, height=row.height)
+        return _hit_of(min(found, key=lambda row: row.uri))
 
     # ---- answering
 
@@ -388,6 +394,53 @@ class Corpus:
             IndexCorruptedError: they are not what was written.
         """
         return self._store.tokens([hit.id for hit in hits])
+
+    def newest(self, top: int = 10, *, skip: int = 0, where: str | None = None) -> Hits:
+        """Pictures that nothing is searched for among, those that were written last first; their score is 1.
+
+        Raises:
+            InputError: a number or the condition makes no sense.
+        """
+        Selection(top=top, skip=skip, where=where)
+        rows = self._searcher.snapshot.newest(top, skip=skip, where=where)
+        return Hits(Hit(rank=skip + rank, score=1.0, **row) for rank, row in enumerate(rows.to_pylist(), start=1))
+
+    def files(self, id_: str) -> list[Hit]:
+        """The indexed files with this content id, by name; none, if there is no such picture."""
+        found = self._store.rows(ids=[id_]) if _ID.fullmatch(id_) else []
+        return [_hit_of(row) for row in sorted(found, key=lambda row: row.uri) if row.status == "ok"]
+
+    def pictures(self, ids: Sequence[str]) -> Hits:
+        """A file of each of these content ids, in their order; its score is 1.
+
+        Raises:
+            InputError: there is no such picture.
+        """
+        found: dict[str, ImageRow] = {}
+        for row in self._store.rows(ids=[id_ for id_ in ids if _ID.fullmatch(id_)]):
+            if row.status == "ok" and row.id is not None and (row.id not in found or row.uri < found[row.id].uri):
+                found[row.id] = row
+        if missing := [id_ for id_ in ids if id_ not in found]:
+            raise InputError(f"The index in {self.path} holds no picture with the id {missing[0][:64]!r}.")
+        return Hits(replace(_hit_of(found[id_]), rank=rank) for rank, id_ in enumerate(ids, start=1))
+
+    def facets(self) -> list[Facet]:
+        """What can be filtered by: the user's own columns, width and height, and what they hold."""
+        from fwd2bot_index.facets import facets
+
+        return facets(self._searcher.snapshot, [*self._store.user_columns(), "width", "height"])
+
+    def kept(self, hit: Hit) -> Kept:
+        """How well the stored summary tokens of a picture keep it: what the model says of them alone, and where a
+        search for these words finds the picture.
+
+        Raises:
+            InputError: it has left the index meanwhile.
+        """
+        [said] = self.ask(KEPT_QUESTION, [hit], max_new_tokens=64)
+        found = self.search(said.text, top=KEPT_DEPTH) if said.text.strip() else Hits()
+        ranks = [other.rank for other in found if other.id == hit.id]
+        return Kept(caption=said.text, confidence=said.confidence, rank=min(ranks, default=None), among=len(self))
 
     def metadata(self, hits: Sequence[Hit]) -> list[dict[str, Any]]:
         """What the columns of ``fwd2bot index --metadata`` say of each of these hits."""
@@ -546,6 +599,14 @@ def _hits(rows: Any, scores: Float32, background: Background) -> list[Hit]:
         Hit(rank=rank, score=score, z=background.z(score), id=id_, uri=uri, width=width, height=height)
         for rank, (score, id_, uri, width, height) in enumerate(zip(scores.tolist(), *columns, strict=True), start=1)
     ]
+
+
+def _hit_of(row: ImageRow) -> Hit:
+    """Of a row that can be found, which nothing was searched for."""
+    assert row.id is not None
+    assert row.width is not None
+    assert row.height is not None
+    return Hit(rank=1, score=1.0, id=row.id, uri=row.uri, width=row.width, height=row.height)
 
 
 def _has_copies(selection: Selection, scores: Float32, last: int, wanted: int) -> bool:

@@ -25,6 +25,7 @@ CHANGE_WEIGHT: Final = 0.85
 """Of words that say how a picture should differ, beside 1 of the picture ..."""
 EXCHANGE_WEIGHT: Final = 0.6
 """... and of each side, where they say what is to go: both push the same way. See docs/querying.md."""
+_WEIGHTED: Final = re.compile(r"(?P<what>.+)\^(?P<weight>[-+]?\d+(\.\d*)?)", re.DOTALL)
 _AWAY: Final = re.compile(
     r"(?:with\s+)?(?P<toward>.*?)[\s,;:]*(?:\b(?:but|and|with|has|is|are)\s+)*"
     r"\b(?:without|instead of|rather than|not|no)\s+(?P<away>.*?)[\s.]*",
@@ -56,6 +57,12 @@ class Term:
             raise InputError("The text to search for is empty.")
         if self.text is not None and len(self.text) > MAX_TEXT:
             raise InputError(f"The text to search for has {len(self.text):,} characters; {MAX_TEXT:,} are the most.")
+
+
+def weighted(text: str) -> tuple[str, float]:
+    """``WORDS^WEIGHT`` as a person writes it; the weight is 1 where none is said."""
+    found = _WEIGHTED.fullmatch(text)
+    return (found["what"], float(found["weight"])) if found else (text, 1.0)
 
 
 def changes(words: str, *, weight: float | None = None) -> list[Term]:

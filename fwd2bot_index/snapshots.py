@@ -151,6 +151,23 @@ class Snapshot:
         """Arrow's columns of the rows that fulfil a condition that is known to be understood."""
         return self._scan(list(columns), where=where).drop_columns(["_rowaddr"])
 
+    def newest(self, top: int, *, skip: int = 0, where: str | None = None) -> Any:
+        """Arrow's ``HIT_COLUMNS`` of rows that can be found, those that were written last first.
+
+        Raises:
+            InputError: the condition cannot be understood.
+        """
+        found = FOUND if where is None else f"{self.checked(where)} AND {FOUND}"
+        end = self.count(found) - skip
+        start = max(0, end - top)
+        columns = list(HIT_COLUMNS)
+
+        def read() -> Any:
+            return self._dataset.to_table(columns=columns, filter=found, offset=start, limit=max(0, end - start))
+
+        table = self._read(read)
+        return table.take(np.arange(table.num_rows)[::-1])
+
     def count(self, where: str) -> int:
         """How many rows fulfil it."""
         return int(self._read(partial(self._dataset.count_rows, filter=where)))

@@ -39,6 +39,7 @@ import json
 import os
 import shutil
 import sys
+import threading
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -262,6 +263,7 @@ class IndexStore:
     """An index that is open. Every read sees the latest commit of whichever process.
 
     Make one by :meth:`create` or :meth:`open`. Writers hold :func:`writing` around whatever they read and write.
+    Threads may read at once; a thread that writes has an open index of its own.
     """
 
     def __init__(self, path: Path, manifest: Manifest, codec: Codec, images: Any, tokens: Any) -> None:
@@ -270,6 +272,8 @@ class IndexStore:
         self._images = images
         self._tokens = tokens
         self._codec = codec
+        self._moving = threading.Lock()
+        """Around whatever moves a dataset to its latest version: Lance refuses any other use of it meanwhile."""
 
     @staticmethod
     def exists(path: str | Path) -> bool:
@@ -418,10 +422,11 @@ class IndexStore:
         """Counts, and bytes on disk."""
 
         def count() -> tuple[int, int, int]:
-            self._images.checkout_latest()
-            self._tokens.checkout_latest()
-            ok = self._images.count_rows(filter="status = 'ok'")
-            return ok, self._images.count_rows(filter="status = 'skipped'"), self._tokens.count_rows()
+            with self._moving:
+                self._images.checkout_latest()
+                self._tokens.checkout_latest()
+                ok = self._images.count_rows(filter="status = 'ok'")
+                return ok, self._images.count_rows(filter="status = 'skipped'"), self._tokens.count_rows()
 
         files, skipped, pictures = or_corrupted(self.path, count)
         return StoreStats(
@@ -437,15 +442,17 @@ class IndexStore:
         """images.lance as it is now, whatever is written later."""
 
         def pin() -> Any:
-            self._images.checkout_latest()
-            return lance.dataset(self._images.uri, version=self._images.version)
+            with self._moving:
+                self._images.checkout_latest()
+                return lance.dataset(self._images.uri, version=self._images.version)
 
         return or_corrupted(self.path, pin)
 
     @property
     def images_version(self) -> int:
         """The latest version of images.lance."""
-        return int(or_corrupted(self.path, lambda: self._images.latest_version))
+        with self._moving:
+            return int(or_corrupted(self.path, lambda: self._images.latest_version))
 
     def image_fragments(self, columns: Sequence[str]) -> Iterator[Fragment]:
         """The latest version of images.lance, piece by piece."""
@@ -479,8 +486,9 @@ class IndexStore:
 
     def user_columns(self) -> dict[str, Any]:
         """Name -> Arrow's type of each column that is not the index's own."""
-        or_corrupted(self.path, self._images.checkout_latest)
-        return {field.name: field.type for field in self._images.schema if field.name not in OWN_COLUMNS}
+        with self._moving:
+            or_corrupted(self.path, self._images.checkout_latest)
+            return {field.name: field.type for field in self._images.schema if field.name not in OWN_COLUMNS}
 
     def user_values(self, uris: Sequence[str]) -> list[dict[str, Any]]:
         """What the user's own columns say of each of these files; None where they say nothing."""
@@ -747,8 +755,10 @@ class IndexStore:
 
     def _scan(self, dataset: Any, *, columns: list[str] | None = None, filter: str | None = None) -> Any:
         def read() -> Any:
-            dataset.checkout_latest()
-            return dataset.to_table(columns=columns, filter=filter)
+            with self._moving:
+                dataset.checkout_latest()
+                scanner = dataset.scanner(columns=columns, filter=filter)  # of this version, wherever others move on to
+            return scanner.to_table()
 
         return or_corrupted(self.path, read)
 
@@ -760,6 +770,20 @@ class IndexStore:
             embedding = np.asarray(cell.values) if cell.is_valid else None
             rows.append(ImageRow(**values, embedding=embedding))
         return rows
+
+
+def is_being_written(path: str | Path) -> bool:
+    """Whether a process holds :func:`writing` right now. (Windows: never.)"""
+    if sys.platform == "win32":
+        return False
+    try:
+        with open(Path(path) / _LOCK, "rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Small copies of pictures, inside the page that shows them."""
+"""Small copies of pictures, for pages that show them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,17 @@ from fwd2bot_index.decoding import decode_image, read_file
 from fwd2bot_index.errors import ImageError
 
 
+def small_jpeg(data: bytes, *, side: int, quality: int = 80) -> bytes:
+    """A JPEG of the picture in the bytes of an image file, its longest side at most ``side`` pixels.
+
+    Raises:
+        ImageError: there is no picture in them that could be used.
+    """
+    file = BytesIO()
+    decode_image(data, max_side=side).image.save(file, "JPEG", quality=quality, optimize=True)
+    return file.getvalue()
+
+
 def thumbnail(path: str | Path, *, side: int = 320, quality: int = 80) -> str | None:
     """A data URI (JPEG), or None where the picture is gone or broken.
 
@@ -18,9 +29,7 @@ def thumbnail(path: str | Path, *, side: int = 320, quality: int = 80) -> str | 
         side: the longest side in pixels; the default is sharp at the width of a card on a screen of twice the density.
     """
     try:
-        image = decode_image(read_file(path), max_side=side).image
+        jpeg = small_jpeg(read_file(path), side=side, quality=quality)
     except ImageError:
         return None
-    file = BytesIO()
-    image.save(file, "JPEG", quality=quality, optimize=True)
-    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode("ascii")
+    return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode("ascii")

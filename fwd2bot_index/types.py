@@ -112,6 +112,20 @@ class JointAnswer:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Kept:
+    """How well the stored summary tokens of a picture keep it."""
+
+    caption: str
+    """What the model says of the tokens alone."""
+    confidence: float
+    """As that of :class:`Answer`."""
+    rank: int | None
+    """Where a search for these words finds the picture; None: it is not among the first."""
+    among: int
+    """Files in the index."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class SkippedFile:
     uri: str
     reason: str

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("fwd2bot_index", "fwd2bot_training", "fwd2bot_eval", "fwd2bot_cli")
+PACKAGES = ("fwd2bot_index", "fwd2bot_training", "fwd2bot_eval", "fwd2bot_serve", "fwd2bot_cli")
 SOURCES = sorted(
     path for folder in ("fwd2bot_index", "training", "eval", "cli") for path in (ROOT / folder).rglob("*.py")
 )
@@ -20,6 +20,7 @@ FOLDERS = {
     "fwd2bot_index": ROOT,
     "fwd2bot_training": ROOT / "training",
     "fwd2bot_eval": ROOT / "eval",
+    "fwd2bot_serve": ROOT / "cli",
     "fwd2bot_cli": ROOT / "cli",
 }
 WHEEL_LIMIT = 40_000_000

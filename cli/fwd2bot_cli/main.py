@@ -20,7 +20,7 @@ from typing import Annotated, NoReturn
 import typer
 from typer.main import get_command
 
-from fwd2bot_cli import annotate, ask, bench, dedup, demo, evaluate, index, info, optimize, search, train, verify
+from fwd2bot_cli import annotate, ask, bench, dedup, demo, evaluate, index, info, optimize, search, serve, train, verify
 from fwd2bot_cli.options import Debug, Quiet
 from fwd2bot_cli.session import Session
 from fwd2bot_index.errors import Fwd2BotError, InputError
@@ -41,6 +41,7 @@ app.command("index")(index.index)
 app.command("search")(search.search)
 app.command("ask")(ask.ask)
 app.command("annotate")(annotate.annotate)
+app.command("serve")(serve.serve)
 app.command("dedup")(dedup.dedup)
 app.command("info")(info.info)
 app.command("verify")(verify.verify)

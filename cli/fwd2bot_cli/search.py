@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import asdict
 from datetime import date
 from pathlib import Path
@@ -23,8 +22,6 @@ if TYPE_CHECKING:
 
     from fwd2bot_index.queries import Term
     from fwd2bot_index.types import Hit
-
-_WEIGHTED = re.compile(r"(?P<what>.+)\^(?P<weight>[-+]?\d+(\.\d*)?)", re.DOTALL)
 
 
 def search(
@@ -176,13 +173,11 @@ def _terms(given: Sequence[str] | None, *, kind: Literal["text", "image", "like"
     Raises:
         InputError: a file is not there, or a weight makes no sense.
     """
-    from fwd2bot_index.queries import Term
+    from fwd2bot_index.queries import Term, weighted
 
     terms = []
     for text in given or ():
-        what, weight = text, 1.0
-        if (weighted := _WEIGHTED.fullmatch(text)) and not (kind != "text" and Path(text).exists()):
-            what, weight = weighted["what"], float(weighted["weight"])
+        what, weight = (text, 1.0) if kind != "text" and Path(text).exists() else weighted(text)
         if kind == "image" and not picture_exists(Path(what)):
             raise InputError(f"There is no picture {shown(what)}.")
         part: dict[str, Any] = {kind: Path(what) if kind == "image" else what}

@@ -21,6 +21,7 @@ COMMANDS = (
     "search",
     "ask",
     "annotate",
+    "serve",
     "dedup",
     "info",
     "verify",
