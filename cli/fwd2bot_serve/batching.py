@@ -235,6 +235,14 @@ class BatchedModel:
         return self._model.decode_side
 
     @property
+    def pads(self) -> bool:
+        return self._model.pads
+
+    def preprocess(self, images: Sequence[ImageInput]) -> Sequence[ImageInput]:
+        """Nothing yet: pictures of several clients are preprocessed together."""
+        return images
+
+    @property
     def caption_prompt(self) -> str:
         return self._model.caption_prompt
 
