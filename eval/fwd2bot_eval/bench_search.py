@@ -182,8 +182,8 @@ def _recall(searcher: Searcher, queries: Float32, truth: Float32, where: str | N
     """[Q]"""
     found = []
     for query, best in zip(queries, truth, strict=True):
-        scores = searcher.nearest(query, TOP, where=where)[1]
-        found.append((scores >= best[-1] - 1e-4).sum() / len(best))
+        scores, best = searcher.nearest(query, TOP, where=where)[1], best[np.isfinite(best)]
+        found.append((scores >= best[-1] - 1e-4).sum() / len(best) if len(best) else 1.0)
     return np.array(found, np.float32)
 
 

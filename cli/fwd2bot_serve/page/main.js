@@ -54,7 +54,7 @@ async function more() {
     faces.hide();
     if (!grid.pictures.length) nothing();
     $("found").textContent = foundWords(grid.pictures.length, complete, { searched: !terms.isEmpty, filtered: Boolean(filters.where) });
-    if (page === 1) status.upToDate();
+    if (page === 1) status.upToDate(grid.pictures.length);
     ask.show();
   } catch (error) {
     if (error.name === "AbortError" || signal.aborted) return;

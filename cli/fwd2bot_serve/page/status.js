@@ -15,9 +15,9 @@ export class Status {
     document.addEventListener("visibilitychange", () => { if (!document.hidden) this.look(); });
   }
 
-  /** Those that are in the grid are no news. */
-  upToDate() {
-    this.seen = this.now?.files ?? null;
+  /** Those that are in the grid are no news; it may hold some that were committed since the last look. */
+  upToDate(shown) {
+    this.seen = this.now ? Math.max(this.now.files, shown) : null;
     $("news").hidden = true;
   }
 
