@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 WHEEL_VENV := .venv-wheel
 # One thread for each of the test processes: several of torch's in each would only wait for one another.
-RUN_TESTS := -P -m pytest -n auto
+RUN_TESTS := -P -m pytest -n auto --dist worksteal
 
 .PHONY: demo test check unit wheel-test clean
 
@@ -38,7 +38,7 @@ wheel-test: $(VENV)/.stamp
 	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" \
 	  > $$($(WHEEL_VENV)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/dependencies.pth
 	$(WHEEL_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps dist/*.whl
-	FWD2BOT_TEST_WHEEL=1 OMP_NUM_THREADS=1 $(WHEEL_VENV)/bin/python $(RUN_TESTS) tests/test_packaging.py tests/cli
+	FWD2BOT_TEST_WHEEL=1 OMP_NUM_THREADS=1 $(WHEEL_VENV)/bin/python $(RUN_TESTS) tests/test_packaging.py tests/cli/test_main.py tests/cli/test_demo.py tests/cli/test_search.py tests/cli/test_index.py
 
 clean:
 	rm -rf dist build $(WHEEL_VENV) .mypy_cache .ruff_cache .pytest_cache

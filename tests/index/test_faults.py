@@ -29,7 +29,7 @@ from fwd2bot_index.store import IndexStore
 from fwd2bot_index.types import IndexReport
 from fwd2bot_index.verifying import verify
 
-KILLS = 30
+KILLS = 20
 
 
 class Place:

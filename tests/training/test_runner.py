@@ -196,7 +196,7 @@ def test_a_run_killed_anywhere_ends_as_one_that_was_not(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGTERM])
 def test_a_stopped_run_leaves_with_a_state_and_without_its_loader(number: signal.Signals, tmp_path: Path) -> None:
     tables = toy_recipe(tmp_path)
     tables["data"]["workers"] = 1
@@ -217,7 +217,7 @@ def test_a_stopped_run_leaves_with_a_state_and_without_its_loader(number: signal
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sharding", ["ddp", "fsdp"])
+@pytest.mark.parametrize("sharding", ["fsdp"])  # copies: test_distributed
 def test_two_processes_train_as_one(sharding: str, tmp_path: Path) -> None:
     """The real double pass under torchrun: the losses of every step are those of one process with all pictures."""
     tables = toy_recipe(tmp_path, prefixes=[4])
