@@ -13,7 +13,7 @@ export class Grid {
     this.complete = true;
     this.open = open;
     this.selected = selected;
-    new IntersectionObserver((seen) => { if (seen.some((one) => one.isIntersecting) && !this.complete) more(); }, { rootMargin: "1200px" }).observe($("end"));
+    this.end = new IntersectionObserver((seen) => { if (seen.some((one) => one.isIntersecting) && !this.complete) more(); }, { rootMargin: "1200px" });
   }
 
   get first() {
@@ -44,6 +44,8 @@ export class Grid {
       if (!this.figures.has(picture.id)) this.figures.set(picture.id, figure);
       $("grid").append(figure);
     }
+    this.end.unobserve($("end")); // it tells of changes only: an end that is still near must be told of again
+    this.end.observe($("end"));
   }
 
   #figure(picture) {
