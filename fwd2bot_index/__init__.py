@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         InputError,
         ModelError,
         NothingToIndexError,
+        ObjectStoreError,
         UnsupportedFamilyError,
     )
     from fwd2bot_index.indexing import index_images
@@ -53,6 +54,7 @@ __all__ = [
     "JointAnswer",
     "ModelError",
     "NothingToIndexError",
+    "ObjectStoreError",
     "SummaryTokens",
     "Term",
     "UnsupportedFamilyError",

@@ -85,11 +85,11 @@ def annotate(
     """
     check(store, question, column, choices=choices, again=again)
     if model.fingerprint != store.manifest.model_fingerprint:
-        raise IndexMismatchError(f"The index in {store.path} was made by another model than {model.name}.")
+        raise IndexMismatchError(f"The index in {store.place} was made by another model than {model.name}.")
     started = time.perf_counter()
     snapshot = Snapshot.of(store)
     if len(snapshot) == 0:
-        raise IndexEmptyError(f"The index in {store.path} holds no pictures: add some with `fwd2bot index FOLDER`.")
+        raise IndexEmptyError(f"The index in {store.place} holds no pictures: add some with `fwd2bot index FOLDER`.")
     if where is not None:
         snapshot.checked(where)
     kind = pa.bool_() if _is_yes_no(choices) else pa.string()

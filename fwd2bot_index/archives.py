@@ -35,6 +35,7 @@ from itertools import accumulate
 from typing import Any, Final, NamedTuple, Protocol
 
 from fwd2bot_index.errors import ImageError
+from fwd2bot_index.object_stores import is_uri
 
 ARCHIVE_EXTENSIONS: Final = frozenset({".zip", ".tar", ".parquet"})
 COMPRESSED_TARS: Final = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
@@ -113,8 +114,8 @@ def in_runs(uris: Iterable[str]) -> Iterator[list[str]]:
 
 
 def picture_exists(path: str | os.PathLike[str]) -> bool:
-    """Whether there is a file of that name, or an archive to look for it in."""
-    return os.path.exists(path) or split_uri(os.fspath(path)) is not None
+    """Whether there is a file of that name, or an archive to look for it in; of objects, reading them will tell."""
+    return is_uri(path) or os.path.exists(path) or split_uri(os.fspath(path)) is not None
 
 
 def list_members(path: str) -> list[Member]:

@@ -29,7 +29,9 @@ Queries = Literal["constant", "region"]
 Adapters = Literal["stage", "shared", "none"]
 
 
-def _parse(cls: type, path: Path, raw: str, error: type[Fwd2BotError], newer: type[Fwd2BotError]) -> dict[str, Any]:
+def _parse(
+    cls: type, path: Path | str, raw: str, error: type[Fwd2BotError], newer: type[Fwd2BotError]
+) -> dict[str, Any]:
     """The fields of ``cls`` from a JSON object; anything missing, unknown or from a newer format is refused."""
     try:
         data = json.loads(raw)
@@ -169,7 +171,7 @@ class Manifest:
             raise IndexCorruptedError(f"The manifest's mode is {self.mode!r}; it must be one of {get_args(Mode)}.")
 
     @classmethod
-    def from_json(cls, raw: str, path: Path) -> Self:
+    def from_json(cls, raw: str, path: Path | str) -> Self:
         data = _parse(cls, path, raw, IndexCorruptedError, IndexMismatchError)
         try:
             return cls(**data)

@@ -34,6 +34,7 @@ from fwd2bot_index.errors import (
     IndexNotFoundError,
     InputError,
 )
+from fwd2bot_index.object_stores import absolute
 from fwd2bot_index.queries import (
     MAX_TERMS,
     Background,
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     from fwd2bot_index.config import Manifest
     from fwd2bot_index.facets import Facet
     from fwd2bot_index.payloads import Float32
+    from fwd2bot_index.places import Place
     from fwd2bot_index.searching import Searcher
     from fwd2bot_index.store import EmbeddedRows, ImageRow, IndexStore, StoreStats
     from fwd2bot_index.text_encoder import TextEncoder
@@ -101,15 +103,15 @@ class Corpus:
     @classmethod
     def open(
         cls,
-        path: str | Path,
+        path: str | Path | Place,
         *,
         model: Compressor | Callable[[], Compressor] | None = None,
         text_encoder: Callable[[], TextEncoder | None] | None = None,
     ) -> Self:
-        """The index in that folder.
+        """The index there.
 
         Args:
-            path: the folder that holds ``manifest.json``.
+            path: the folder, or the prefix in an object store (``s3://BUCKET/KEY``), that holds ``manifest.json``.
             model: the model that made it, or what loads it when it is first needed. None: the one that the manifest
                 names, from where it came.
             text_encoder: what makes the encoder of texts for as long as the model is not loaded; it may find that only
@@ -117,6 +119,7 @@ class Corpus:
 
         Raises:
             IndexNotFoundError, IndexCorruptedError, IndexMismatchError: it cannot be read.
+            InputError, ObjectStoreError: no such store is known, or it cannot be reached.
         """
         from fwd2bot_index.store import IndexStore
 
@@ -130,8 +133,9 @@ class Corpus:
         return self._store.manifest
 
     @property
-    def path(self) -> Path:
-        return self._store.path
+    def place(self) -> Place:
+        """The folder or the prefix of an object store that holds the index."""
+        return self._store.place
 
     def __len__(self) -> int:
         """How many files can be found."""
@@ -157,7 +161,7 @@ class Corpus:
         model = self._source if isinstance(self._source, Compressor) else self._source()
         if model.fingerprint != self.manifest.model_fingerprint:
             raise IndexMismatchError(
-                f"The index in {self.path} was made by {self.manifest.model}, and {model.name} has other weights or "
+                f"The index in {self.place} was made by {self.manifest.model}, and {model.name} has other weights or "
                 f"settings: use the model that made it, or delete the index and index again."
             )
         return model
@@ -333,13 +337,13 @@ class Corpus:
         if isinstance(like, Hit):
             found = self._store.rows(ids=[like.id])
         else:
-            found = self._store.rows(uris=[like, os.path.abspath(like)])
+            found = self._store.rows(uris=[like, absolute(like)])
             if not found and _ID_BEGINNING.fullmatch(like):
                 found = self._store.rows_by_id(like)
         found = [row for row in found if row.status == "ok"]
         if not found:
             raise InputError(
-                f"{like if isinstance(like, str) else like.uri} is no picture of the index in {self.path}."
+                f"{like if isinstance(like, str) else like.uri} is no picture of the index in {self.place}."
             )
         if len({row.id for row in found}) > 1:
             raise InputError(f"{len({row.id for row in found})} pictures of the index have ids that begin with {like}.")
@@ -372,7 +376,7 @@ class Corpus:
         """An indexed file by its name or, failing that, by its content; None where there is neither."""
         from fwd2bot_index.decoding import content_id, read_file
 
-        uri = os.path.abspath(path)
+        uri = absolute(path)
         found = [row for row in self._store.rows(uris=[uri]) if row.status == "ok"]
         if not found:
             try:
@@ -421,7 +425,7 @@ class Corpus:
             if row.status == "ok" and row.id is not None and (row.id not in found or row.uri < found[row.id].uri):
                 found[row.id] = row
         if missing := [id_ for id_ in ids if id_ not in found]:
-            raise InputError(f"The index in {self.path} holds no picture with the id {missing[0][:64]!r}.")
+            raise InputError(f"The index in {self.place} holds no picture with the id {missing[0][:64]!r}.")
         return Hits(replace(_hit_of(found[id_]), rank=rank) for rank, id_ in enumerate(ids, start=1))
 
     def facets(self) -> list[Facet]:
@@ -518,7 +522,7 @@ class Corpus:
         from fwd2bot_index.store import writing
 
         check(self._store, question, column, choices=choices, again=again)
-        with writing(self.path):
+        with writing(self.place):
             return annotate(
                 self._store,
                 self.model,
@@ -557,7 +561,7 @@ class Corpus:
             InputError: one of them is not in the index.
         """
         if missing := [id_ for id_ in ids if id_ not in self._row_of]:
-            raise InputError(f"The index in {self.path} does not hold {len(missing)} of these pictures.")
+            raise InputError(f"The index in {self.place} does not hold {len(missing)} of these pictures.")
         embeddings = self._rows.embedding[[self._row_of[id_] for id_ in ids]].astype(np.float32)
         return self._store.tokens(ids), embeddings
 
@@ -588,7 +592,7 @@ class Corpus:
     def _not_empty(self) -> Searcher:
         searcher = self._searcher
         if len(searcher) == 0:
-            raise IndexEmptyError(f"The index in {self.path} holds no pictures: add some with `fwd2bot index FOLDER`.")
+            raise IndexEmptyError(f"The index in {self.place} holds no pictures: add some with `fwd2bot index FOLDER`.")
         return searcher
 
 

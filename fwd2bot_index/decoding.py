@@ -26,8 +26,9 @@ from typing import Final
 from PIL import Image, UnidentifiedImageError, features
 
 from fwd2bot_index.archives import read_member, split_uri
-from fwd2bot_index.errors import ImageError
+from fwd2bot_index.errors import ImageError, InputError, ObjectStoreError
 from fwd2bot_index.formats import jxl_size, plugin_format
+from fwd2bot_index.object_stores import is_uri, read_object
 
 MAX_SIDE: Final = 1024
 """The longest side to which pictures are reduced for a model that has no opinion."""
@@ -67,12 +68,15 @@ def content_id(data: bytes) -> str:
 
 
 def read_file(path: str | Path) -> bytes:
-    """The bytes of a regular file, or of one in an archive (``ARCHIVE!/MEMBER``, see
-    :mod:`fwd2bot_index.archives`); a pipe, a socket or a device is never waited for.
+    """The bytes of a regular file, of one in an archive (``ARCHIVE!/MEMBER``, see :mod:`fwd2bot_index.archives`), or of
+    an object (``s3://BUCKET/KEY``, see :mod:`fwd2bot_index.object_stores`); a pipe, a socket or a device is never
+    waited for.
 
     Raises:
         ImageError: it cannot be read, is no regular file, or is larger than ``MAX_FILE_BYTES``.
     """
+    if is_uri(path):
+        return _read_object(os.fspath(path))
     try:
         with open(path, "rb", opener=_open_without_waiting) as f:
             status = os.fstat(f.fileno())
@@ -87,6 +91,15 @@ def read_file(path: str | Path) -> bytes:
         raise ImageError(f"it cannot be read: {e.strerror or e}") from e
     except ValueError as e:  # a NUL
         raise ImageError("its name is no path") from e
+
+
+def _read_object(uri: str) -> bytes:
+    try:
+        return read_object(uri, max_bytes=MAX_FILE_BYTES)
+    except FileNotFoundError as e:
+        raise ImageError("it cannot be read: there is no such object") from e
+    except (ObjectStoreError, InputError, ValueError) as e:
+        raise ImageError(f"it cannot be read: {str(e).rstrip('.')}") from e
 
 
 def decode_image(data: bytes, *, max_side: int | None = None, max_pixels: int = MAX_PIXELS) -> DecodedImage:

@@ -12,6 +12,7 @@
     │   ├── IndexEmptyError
     │   └── IndexWriteError       read-only, disk full
     │       └── IndexBusyError    another process is writing to it
+    ├── ObjectStoreError    s3://, gs:// or az:// that cannot be reached, or refuses
     ├── ImageError          one picture that cannot be used; ``reason`` is what the index records
     └── InputError          arguments that make no sense (a missing folder, an empty query)
         └── NothingToIndexError   no picture where pictures were looked for
@@ -60,6 +61,10 @@ class IndexWriteError(IndexError_):
 
 class IndexBusyError(IndexWriteError):
     """Another process is writing to the index."""
+
+
+class ObjectStoreError(Fwd2BotError):
+    """An object store that cannot be reached, or refuses."""
 
 
 class ImageError(Fwd2BotError):

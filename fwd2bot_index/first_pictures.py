@@ -1,7 +1,7 @@
 """What was computed before there is an index to put it into.
 
 A fitted codec is chosen once, from some hundred pictures, and with a slow model those take minutes. Until then their
-tokens and embeddings lie in one file in the folder of the index, written anew now and then, so that a run that is
+tokens and embeddings lie in one file beside the index, written anew now and then, so that a run that is
 killed costs no more work than later, when there are commits. It is no part of an index: whoever finds it damaged, or of
 another model, does without.
 
@@ -11,7 +11,6 @@ Numpy only. Shapes: n pictures, K summary tokens, D hidden size, E embedding siz
 from __future__ import annotations
 
 from contextlib import suppress
-from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 import numpy as np
@@ -19,8 +18,10 @@ import numpy.typing as npt
 import safetensors
 from safetensors.numpy import load, save
 
+from fwd2bot_index.errors import ObjectStoreError
 from fwd2bot_index.payloads import Float32
-from fwd2bot_index.store import FIRST, write_atomically
+from fwd2bot_index.places import Place
+from fwd2bot_index.store import FIRST
 
 LARGEST: Final = 2**30
 """Bytes. More than was ever written is not read."""
@@ -32,15 +33,15 @@ Computed: TypeAlias = dict[str, tuple[Float32, Float32]]
 class FirstPictures:
     """The file of one index, for one model."""
 
-    def __init__(self, folder: Path, fingerprint: str) -> None:
-        self._path = folder / FIRST
+    def __init__(self, place: Place, fingerprint: str) -> None:
+        self._place = place
         self._fingerprint = np.frombuffer(fingerprint.encode(), np.uint8)
 
     def save(self, computed: Computed) -> None:
         """All of them, at least one, in place of what was there.
 
         Raises:
-            OSError: it could not be written; what was there still is.
+            OSError, ObjectStoreError: it could not be written; what was there still is.
         """
         tokens, embeddings = zip(*computed.values(), strict=True)
         content: dict[str, npt.NDArray[Any]] = {
@@ -49,17 +50,15 @@ class FirstPictures:
             "tokens": np.stack(tokens),
             "embedding": np.stack(embeddings).astype(np.float32),
         }
-        write_atomically(self._path, save(content))
+        self._place.write(FIRST, save(content))
 
     def load(self) -> Computed:
         """What an earlier run of the same model computed; nothing where the file is of no use."""
         try:
-            if self._path.stat().st_size > LARGEST:
-                return {}
-            content = load(self._path.read_bytes())
+            content = load(self._place.read(FIRST, max_bytes=LARGEST))
             ids, tokens, embedding = (content[name] for name in ("id", "tokens", "embedding"))
             same = np.array_equal(content["fingerprint"], self._fingerprint)
-        except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError):
+        except (OSError, ObjectStoreError, safetensors.SafetensorError, KeyError, TypeError, ValueError):
             return {}
         if not same or not len(ids) == len(tokens) == len(embedding) or (tokens.ndim, embedding.ndim) != (3, 2):
             return {}
@@ -68,7 +67,7 @@ class FirstPictures:
         return {bytes(id_).hex(): (tokens[i], embedding[i]) for i, id_ in enumerate(ids)}
 
 
-def forget_first_pictures(folder: Path) -> None:
+def forget_first_pictures(place: Place) -> None:
     """They are in the index now."""
-    with suppress(OSError):
-        (folder / FIRST).unlink(missing_ok=True)
+    with suppress(OSError, ObjectStoreError):
+        place.delete(FIRST)

@@ -45,14 +45,23 @@ from fwd2bot_index.codec import CODEC_NAMES, fit_codec, is_fitted
 from fwd2bot_index.config import DEFAULT_CODEC, Manifest
 from fwd2bot_index.decode_pool import Decoded, DecodePool
 from fwd2bot_index.decoding import MAX_SIDE, content_id, read_file
-from fwd2bot_index.errors import ImageError, IndexMismatchError, IndexWriteError, InputError, ModelError
+from fwd2bot_index.errors import (
+    ImageError,
+    IndexMismatchError,
+    IndexWriteError,
+    InputError,
+    ModelError,
+    ObjectStoreError,
+)
 from fwd2bot_index.first_pictures import Computed, FirstPictures, forget_first_pictures
 from fwd2bot_index.listing import FoundFile, list_files
 from fwd2bot_index.metadata import Joined, Metadata, join, read_metadata
+from fwd2bot_index.object_stores import is_uri, parent
 from fwd2bot_index.patterns import Patterns
 from fwd2bot_index.payloads import Float32
+from fwd2bot_index.places import Place
 from fwd2bot_index.searching import refresh_vectors
-from fwd2bot_index.store import ImageRow, IndexStore, KnownFiles, local_folder, writing
+from fwd2bot_index.store import ImageRow, IndexStore, KnownFiles, writing
 from fwd2bot_index.timing import timed
 from fwd2bot_index.types import Compressor, IndexReport, ModelIdentity, SkippedFile
 from fwd2bot_index.write_buffer import Copy, WriteBuffer
@@ -77,7 +86,7 @@ class Progress:
 
 def index_images(
     paths: Sequence[str | Path],
-    index: str | Path,
+    index: str | Path | Place,
     model: Compressor | Callable[[], Compressor],
     *,
     model_identity: ModelIdentity | None = None,
@@ -95,8 +104,9 @@ def index_images(
     """Bring the index up to date with the files under ``paths``; what it knows of other places stays.
 
     Args:
-        paths: folders, searched in depth, files, and zip, tar and Parquet files with pictures.
-        index: the folder of the index; made if there is none.
+        paths: folders, searched in depth, files, and zip, tar and Parquet files with pictures; and objects of a store
+            (``s3://BUCKET/PREFIX``).
+        index: the folder of the index, or its prefix in a store; made if there is none.
         model: the model, or what loads it if it comes to be needed.
         model_identity: which model ``model`` loads, so that an index of another is refused, and one that is up to date
             is left alone, without loading it. None: ask the model.
@@ -132,7 +142,7 @@ def index_images(
         raise InputError(f"There is no codec {codec!r}; there are {', '.join(CODEC_NAMES)}.")
     patterns = Patterns(tuple(include), tuple(exclude))
     run = _Run(
-        folder=local_folder(index),
+        place=Place.of(index),
         model=_LazyModel(model, model_identity),
         codec=codec,
         batch_size=batch_size,
@@ -145,7 +155,7 @@ def index_images(
         progress=progress or (lambda _: None),
     )
     try:
-        with writing(run.folder):
+        with writing(run.place):
             return run.run(paths)
     finally:
         close_archives()
@@ -268,7 +278,7 @@ class _Run:
     def __init__(
         self,
         *,
-        folder: Path,
+        place: Place,
         model: _LazyModel,
         codec: str,
         batch_size: int,
@@ -280,7 +290,7 @@ class _Run:
         metadata: Metadata | None,
         progress: Callable[[Progress], None],
     ) -> None:
-        self.folder = folder
+        self.place = place
         self._model = model
         self._codec = codec
         self._batch_size = batch_size
@@ -294,7 +304,7 @@ class _Run:
         self._progress = progress
         self._started = time.perf_counter()
         self._model_seconds = 0.0
-        store = IndexStore.open(folder) if IndexStore.exists(folder) else None
+        store = IndexStore.open(place) if IndexStore.exists(place) else None
         if store is not None:
             self._check_same(store.manifest)
             if metadata is not None:
@@ -335,7 +345,7 @@ class _Run:
         if changes is None:
             return IndexReport(interrupted=True, seconds=time.perf_counter() - self._started)
         if not interrupted:
-            forget_first_pictures(self.folder)
+            forget_first_pictures(self.place)
             self._settle(changes)
             self._describe(paths)
         return self._report(changes, interrupted=interrupted)
@@ -349,7 +359,7 @@ class _Run:
         listing = list_files(
             paths,
             patterns=self._patterns,
-            leave_out=self.folder,
+            leave_out=str(self.place),
             known_archives=known.archives(),
             settled_ns=settled_ns,
         )
@@ -487,7 +497,7 @@ class _Run:
         store = self._buffer.store
         if self._metadata is None or store is None:
             return
-        folders = [path if os.path.isdir(path) else Path(path).parent for path in paths]
+        folders = [path if is_uri(path) or os.path.isdir(path) else parent(path) for path in paths]
         self._joined = join(self._metadata, store.known_files().uri, folders)
         self._described = store.set_columns(self._joined.uris, self._joined.columns)
 
@@ -563,16 +573,16 @@ class _Run:
         if manifest.model_fingerprint != identity.fingerprint:
             if manifest.model == identity.name:
                 raise IndexMismatchError(
-                    f"The index in {self.folder} was made by {manifest.model} with other weights "
+                    f"The index in {self.place} was made by {manifest.model} with other weights "
                     f"or settings: {otherwise}."
                 )
             raise IndexMismatchError(
-                f"The index in {self.folder} was made by {manifest.model}, not by {identity.name}: "
+                f"The index in {self.place} was made by {manifest.model}, not by {identity.name}: "
                 f"index with --model {manifest.model}, {otherwise}."
             )
         if manifest.codec != self._codec:
             raise IndexMismatchError(
-                f"The index in {self.folder} was made with the codec {manifest.codec}, not {self._codec}: "
+                f"The index in {self.place} was made with the codec {manifest.codec}, not {self._codec}: "
                 f"index with --codec {manifest.codec}, {otherwise}."
             )
 
@@ -589,10 +599,10 @@ class _Run:
             codec=self._codec,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
         )
-        return IndexStore.create(self.folder, manifest, fit_codec(self._codec, first))
+        return IndexStore.create(self.place, manifest, fit_codec(self._codec, first))
 
     def _first_pictures(self) -> FirstPictures:
-        return FirstPictures(self.folder, self._model.identity.fingerprint)
+        return FirstPictures(self.place, self._model.identity.fingerprint)
 
     def _keep_first(self, rows: Sequence[ImageRow], tokens: dict[str, Float32]) -> None:
         computed = dict(self._computed)
@@ -601,9 +611,10 @@ class _Run:
                 computed[row.id] = tokens[row.id], row.embedding.astype(np.float32)
         try:
             self._first_pictures().save(computed)
-        except OSError as e:
+        except (OSError, ObjectStoreError) as e:
+            reason = (isinstance(e, OSError) and e.strerror) or str(e).rstrip(".")
             raise IndexWriteError(
-                f"The index in {self.folder} could not be written: {e.strerror or e}. Nothing is in it yet."
+                f"The index in {self.place} could not be written: {reason}. Nothing is in it yet."
             ) from e
 
     def _nothing_usable(self) -> str:

@@ -1,6 +1,9 @@
 """Which files are tried: every regular file with the extension of an image under the folders given, and every file that
 is named itself. Zip, tar and Parquet files count as folders.
 
+Objects of a store (``s3://BUCKET/PREFIX``) are files too, and their prefixes folders; archives among them are passed
+over.
+
 Left out are hidden files and folders, those that systems keep for themselves, and what patterns exclude. Symbolic links
 are followed, and each folder is visited once, so loops end. Files with other extensions are nobody's business and are
 counted nowhere; nor are archives without a picture, unless they are named themselves.
@@ -9,9 +12,11 @@ counted nowhere; nor are archives without a picture, unless they are named thems
 from __future__ import annotations
 
 import os
+import posixpath
 import stat
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -26,6 +31,7 @@ from fwd2bot_index.archives import (
     member_uri,
 )
 from fwd2bot_index.errors import ImageError, InputError
+from fwd2bot_index.object_stores import Objects, absolute, is_uri, parent
 from fwd2bot_index.patterns import Patterns
 from fwd2bot_index.types import SkippedFile
 
@@ -90,7 +96,7 @@ def list_files(
     Args:
         archives: whether those that lie in folders are looked into.
         patterns: which of the files in folders and archives are wanted; None: all of them.
-        leave_out: a folder that is not entered.
+        leave_out: a folder, or a prefix of objects, that is not entered.
         known_archives: path -> size and mtime_ns; those that are still so are not opened (but where patterns may have
             changed what is wanted of them).
         settled_ns: archives that were changed after this time, and have not come from the future, are left for later.
@@ -99,7 +105,7 @@ def list_files(
         InputError: a path does not exist, cannot be read, or is neither a folder nor a regular file; or it is an
             archive that cannot be read.
     """
-    roots = list(dict.fromkeys(os.path.abspath(path) for path in paths))
+    roots = list(dict.fromkeys(absolute(path) for path in paths))
     if not roots:
         raise InputError("Give at least one folder or file to index.")
     listing = Listing(roots=roots)
@@ -107,12 +113,15 @@ def list_files(
         listing,
         archives,
         patterns or Patterns(),
-        os.path.abspath(leave_out) if leave_out is not None else None,
+        absolute(leave_out) if leave_out is not None else None,
         known_archives or {},
         settled_ns,
     )
     folders = []
     for root in roots:
+        if is_uri(root):
+            lister.list_objects(root)
+            continue
         try:
             status = os.stat(root)
         except OSError as e:
@@ -203,6 +212,30 @@ class _Lister:
                     self._add(path, status.st_size, status.st_mtime_ns)
             waiting += reversed(folders)
 
+    def list_objects(self, root: str) -> None:
+        """Add what lies at or below a URI. Archives are not looked into.
+
+        Raises:
+            ObjectStoreError: it cannot be listed to its end.
+        """
+        objects = Objects.at(root)
+        found = objects.below()
+        if objects.location.key and is_picture_name(root):  # listings know what lies below, not the object itself
+            with suppress(FileNotFoundError):
+                itself = Objects.at(parent(root)).stat(posixpath.basename(root))
+                self._named.add(root)
+                self._add(root, itself.size, itself.mtime_ns)
+        for object_ in found:
+            uri = f"{root}/{object_.name}"
+            *folders, name = object_.name.split("/")
+            hidden = any(part.startswith(".") or part.lower() in SYSTEM_FOLDERS for part in folders)
+            if hidden or name.startswith(".") or not is_picture_name(name):
+                continue
+            if self._leave_out is not None and uri.startswith(self._leave_out + "/"):
+                continue
+            if uri not in self._named and (not self._patterns or self._patterns.takes(object_.name)):
+                self._add(uri, object_.size, object_.mtime_ns)
+
     def _enters(self, name: str, path: str, cut: int) -> bool:
         return name.lower() not in SYSTEM_FOLDERS and path != self._leave_out and self._patterns.enters(path[cut:])
 
@@ -277,9 +310,14 @@ def _name_of(entry: os.DirEntry[str]) -> str:
     return entry.name
 
 
+def is_picture_name(name: str) -> bool:
+    """Whether it has the extension of an image."""
+    return os.path.splitext(name)[1].lower() in IMAGE_EXTENSIONS
+
+
 def _is_picture(member: str) -> bool:
     *folders, name = member.split("/")
-    if os.path.splitext(name)[1].lower() not in IMAGE_EXTENSIONS or name.startswith("."):
+    if not is_picture_name(name) or name.startswith("."):
         return False
     return not any(folder.startswith(".") or folder.lower() in SYSTEM_FOLDERS for folder in folders)
 

@@ -26,6 +26,7 @@ import pyarrow.json
 import pyarrow.parquet
 
 from fwd2bot_index.errors import InputError
+from fwd2bot_index.object_stores import joined
 from fwd2bot_index.store import OWN_COLUMNS
 
 KEYS: Final = ("path", "file", "file_name", "filename", "uri", "image")
@@ -107,7 +108,7 @@ def join(metadata: Metadata, known: Any, folders: Sequence[str | Path]) -> Joine
         open_ = np.flatnonzero(row_of < 0)
         if len(open_) == 0:
             break
-        uris = [os.path.abspath(os.path.join(folder, metadata.keys[i])) for i in open_.tolist()]
+        uris = [joined(folder, metadata.keys[i]) for i in open_.tolist()]
         row_of[open_] = pc.index_in(pa.array(uris, pa.string()), value_set=known).fill_null(-1).to_numpy()
     unmatched = [metadata.keys[i] for i in np.flatnonzero(row_of < 0).tolist()]
     matched = np.flatnonzero(row_of >= 0)

@@ -37,6 +37,9 @@ EXACT_BYTES: Final = 64 * 2**20
 """Of float16 embeddings, which a search compares in some 10 ms on one core: up to there nothing is trained."""
 MEMORY_SHARE: Final = 0.25
 """Of the machine's free memory, that an index in full precision may take."""
+FETCHED_BYTES: Final = 16 * 2**20
+"""Of float16 embeddings in an object store, which a search fetches to compare them all; of more, Lance's own index is
+made there, of which a search reads what it needs."""
 TAIL_SHARE: Final = 0.1
 """Of the rows, from which a tail is worth building again for."""
 FEW: Final = 2000
@@ -73,8 +76,8 @@ class Searcher:
         """For the latest version. What cannot be used of a trained index is done without."""
         snapshot = Snapshot.of(store)
         try:
-            files = vector_files.described(store.path)
-            trained = None if files is None else (*vector_files.read(store.path, files), files)
+            files = vector_files.described(store.place)
+            trained = None if files is None else (*vector_files.read(store.place, files), files)
         except UnusableError:  # `fwd2bot info` says why
             trained = None
         return cls(snapshot, trained)
@@ -262,8 +265,8 @@ def plan_of(store: IndexStore) -> SearchPlan:
     if kind := snapshot.vector_index:
         return SearchPlan(method=f"lance {kind}", engine="lance")
     try:
-        if (files := vector_files.described(store.path)) is not None:
-            index, positions = vector_files.read(store.path, files)
+        if (files := vector_files.described(store.place)) is not None:
+            index, positions = vector_files.read(store.place, files)
             tail = 0
             if files.version != snapshot.version:
                 tail = int((~_at_present(positions, snapshot.pictures())[1]).sum())
@@ -316,12 +319,18 @@ def refresh_vectors(store: IndexStore) -> VectorFiles | None:
         IndexCorruptedError: an embedding is missing or not finite.
     """
     snapshot = Snapshot.of(store)
-    if snapshot.vector_index is not None or not engine().startswith("faiss"):
+    if snapshot.vector_index is not None:
+        return None
+    if store.place.folder is None:
+        if 2 * len(snapshot) * store.manifest.embedding_dim > FETCHED_BYTES:
+            store.index_vectors()
+        return None
+    if not engine().startswith("faiss"):
         return None
     try:
-        files = vector_files.described(store.path)
+        files = vector_files.described(store.place)
         if files is not None:
-            _, positions = vector_files.read(store.path, files)
+            _, positions = vector_files.read(store.place, files)
             keys = np.unique(snapshot.pictures().key)
             held = int(np.isin(keys, positions.key).sum())
             stale = (len(keys) - held) + (len(positions.key) - held)
@@ -346,8 +355,15 @@ def build_vectors(store: IndexStore, choice: Choice = "auto") -> VectorFiles | N
         IndexCorruptedError: an embedding is missing or not finite.
         IndexWriteError: it could not be written.
     """
+    if store.place.folder is None:
+        if choice not in ("auto", "exact", "lance"):
+            raise InputError(
+                f"{store.place} is in an object store, where the vector index is Lance's own: not {choice}."
+            )
+        fetched = 2 * len(Snapshot.of(store)) * store.manifest.embedding_dim <= FETCHED_BYTES
+        choice = "exact" if choice == "exact" or (choice == "auto" and fetched) else "lance"
     if choice == "lance":
-        vector_files.remove(store.path)
+        vector_files.remove(store.place)
         store.index_vectors()
         return None
     store.drop_vector_index()
@@ -356,7 +372,7 @@ def build_vectors(store: IndexStore, choice: Choice = "auto") -> VectorFiles | N
     dim = store.manifest.embedding_dim
     kind, bits = choose(len(now.key), dim) if choice == "auto" else (choice, rabitq_bits(len(now.key), dim))
     if kind == "exact":
-        vector_files.remove(store.path)
+        vector_files.remove(store.place)
         return None
     if len(now.key) == 0:
         raise InputError("There are no pictures to train a vector index on.")
@@ -379,6 +395,6 @@ def build_vectors(store: IndexStore, choice: Choice = "auto") -> VectorFiles | N
     )
     seconds = time.perf_counter() - start
     try:
-        return vector_files.write(store.path, index, positions, version=snapshot.version, seconds=seconds)
+        return vector_files.write(store.place, index, positions, version=snapshot.version, seconds=seconds)
     except (OSError, RuntimeError) as e:  # FAISS knows no kind of error but the latter
-        raise IndexWriteError(f"The vector index in {store.path} could not be written: {e}.") from e
+        raise IndexWriteError(f"The vector index in {store.place} could not be written: {e}.") from e

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
 import numpy as np
@@ -25,6 +24,7 @@ from fwd2bot_index.store import BATCH_BYTES, IndexStore, corrupted, or_corrupted
 
 if TYPE_CHECKING:
     from fwd2bot_index.payloads import Float32
+    from fwd2bot_index.places import Place
     from fwd2bot_index.store import Float16
 
 UInt64: TypeAlias = npt.NDArray[np.uint64]
@@ -51,15 +51,15 @@ class PictureRows:
 class Snapshot:
     """The rows of one version."""
 
-    def __init__(self, folder: Path, dataset: Any, embedding_dim: int) -> None:
-        self._folder = folder
+    def __init__(self, place: Place, dataset: Any, embedding_dim: int) -> None:
+        self._place = place
         self._dataset = dataset
         self._dim = embedding_dim
 
     @classmethod
     def of(cls, store: IndexStore) -> Snapshot:
         """The latest version."""
-        return cls(store.path, store.pinned_images(), store.manifest.embedding_dim)
+        return cls(store.place, store.pinned_images(), store.manifest.embedding_dim)
 
     @cached_property
     def version(self) -> int:
@@ -124,7 +124,7 @@ class Snapshot:
         # Lance calls it unstable, and its version is pinned: a scan with `_rowaddr IN (...)` takes a millisecond more
         table = self._read(lambda: self._dataset._take_rows(pa.array(addresses), columns=list(columns)))
         if table.num_rows < len(addresses):
-            raise corrupted(self._folder, "rows that a search found are not there")
+            raise corrupted(self._place, "rows that a search found are not there")
         return table
 
     def embeddings_at(self, addresses: UInt64) -> Float16:
@@ -206,11 +206,11 @@ class Snapshot:
         column = table.column("embedding")
         matrix: Float16 = column.combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(-1, self._dim)
         if column.null_count or not np.isfinite(matrix).all():
-            raise corrupted(self._folder, "an embedding is missing or not finite")
+            raise corrupted(self._place, "an embedding is missing or not finite")
         return matrix
 
     def _read(self, read: Callable[[], T]) -> T:
-        return or_corrupted(self._folder, read)
+        return or_corrupted(self._place, read)
 
 
 _WITH_ADDRESS: Final = {"with_row_address": True}

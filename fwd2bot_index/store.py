@@ -13,6 +13,8 @@
       first.safetensors   only until the first commit: what was computed before there was an index to put it into
       .lock           held by the process that writes
 
+The index is in a local folder or in an object store: see :mod:`fwd2bot_index.places`.
+
 Notable choices:
 
 - ``id`` is the hash of the file's bytes. Files with the same bytes share one row of tokens; each has a row of its own.
@@ -36,9 +38,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
-import sys
 import threading
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -59,20 +58,18 @@ from fwd2bot_index.codec import Codec, codec_from_fit, fit_to_bytes, get_codec, 
 from fwd2bot_index.config import Manifest
 from fwd2bot_index.errors import (
     Fwd2BotError,
-    IndexBusyError,
     IndexCorruptedError,
     IndexNotFoundError,
     IndexWriteError,
     InputError,
+    ObjectStoreError,
 )
 from fwd2bot_index.keys import is_among, keys_of
 from fwd2bot_index.payloads import Bytes, Float32
+from fwd2bot_index.places import LOCK, MANIFEST, Place
 from fwd2bot_index.product_codec import largest_file
 from fwd2bot_index.timing import timed
 from fwd2bot_index.types import SkippedFile
-
-if sys.platform != "win32":
-    import fcntl
 
 Float16: TypeAlias = npt.NDArray[np.float16]
 Status: TypeAlias = Literal["ok", "skipped", "archive"]
@@ -85,17 +82,17 @@ TOKEN_BYTES_PER_FRAGMENT: Final = 64 * 2**20
 """Compaction rewrites whole fragments: this bounds what one new picture can cause to be rewritten."""
 SMALL_FRAGMENTS: Final = 8
 """As many small fragments are left as they are; more are merged at the end of a run."""
+_MOST_SAID: Final = 16 * 2**20
+"""Bytes of a file of JSON; more than was ever written is not read."""
 KEYS_PER_FILTER: Final = 1000
 BATCH_BYTES: Final = 16 * 2**20
 """Of payloads or embeddings in memory at a time, where all are read or rewritten."""
 INDEXED_ROWS: Final = 10_000
 """With fewer rows, finding some by their key is as fast without an index of the keys."""
 
-_MANIFEST: Final = "manifest.json"
 _IMAGES: Final = "images.lance"
 _TOKENS: Final = "tokens.lance"
 _FIT: Final = "codec.safetensors"
-_LOCK: Final = ".lock"
 _ANNOTATIONS: Final = "annotations.json"
 FIRST: Final = "first.safetensors"
 """See :mod:`fwd2bot_index.first_pictures`."""
@@ -103,9 +100,9 @@ _OWN_NAMES: Final = frozenset(
     {
         _IMAGES,
         _TOKENS,
-        _LOCK,
+        LOCK,
         "faiss",
-        *(name + end for name in (_MANIFEST, _FIT, FIRST, _ANNOTATIONS) for end in ("", ".tmp")),
+        *(name + end for name in (MANIFEST, _FIT, FIRST, _ANNOTATIONS) for end in ("", ".tmp")),
     }
 )
 
@@ -236,7 +233,7 @@ class OptimizeReport:
 class Fragment:
     """Rows that lie in one file."""
 
-    folder: Path
+    place: Place
     file: str
     """Its name in the index."""
     columns: Sequence[str]
@@ -255,7 +252,7 @@ class Fragment:
         """
         rows = max(1, min(65_536, BATCH_BYTES // self.row_bytes))
         batches = self.fragment.to_batches(columns=list(self.columns), batch_size=rows, batch_readahead=1)
-        while (batch := or_corrupted(self.folder, lambda: next(batches, None))) is not None:
+        while (batch := or_corrupted(self.place, lambda: next(batches, None))) is not None:
             yield batch
 
 
@@ -266,8 +263,8 @@ class IndexStore:
     Threads may read at once; a thread that writes has an open index of its own.
     """
 
-    def __init__(self, path: Path, manifest: Manifest, codec: Codec, images: Any, tokens: Any) -> None:
-        self.path = path
+    def __init__(self, place: Place, manifest: Manifest, codec: Codec, images: Any, tokens: Any) -> None:
+        self.place = place
         self.manifest = manifest
         self._images = images
         self._tokens = tokens
@@ -276,57 +273,60 @@ class IndexStore:
         """Around whatever moves a dataset to its latest version: Lance refuses any other use of it meanwhile."""
 
     @staticmethod
-    def exists(path: str | Path) -> bool:
-        """Whether there is an index, whole or not."""
-        return (local_folder(path) / _MANIFEST).exists()
+    def exists(path: str | Path | Place) -> bool:
+        """Whether there is an index, whole or not.
+
+        Raises:
+            InputError, ObjectStoreError: it is in a store that is not known, or cannot be reached.
+        """
+        return Place.of(path).has(MANIFEST)
 
     @classmethod
-    def create(cls, path: str | Path, manifest: Manifest, codec: Codec | None = None) -> Self:
+    def create(cls, path: str | Path | Place, manifest: Manifest, codec: Codec | None = None) -> Self:
         """A new, empty index. ``codec``: the manifest's, where that is a fitted one.
 
         Raises:
             IndexWriteError: the folder cannot be written, or holds something else.
             IndexCorruptedError: it holds pictures, but has lost its manifest.
         """
-        folder = local_folder(path)
-        check_target(folder)
-        existed = folder.exists()
+        place = Place.of(path)
+        check_target(place)
         codec = codec or get_codec(manifest.codec)
         assert codec.name == manifest.codec, codec.name
         fit = fit_to_bytes(codec)
         manifest = replace(manifest, codec_sha256=None if fit is None else hashlib.sha256(fit).hexdigest())
         size = codec.payload_bytes(manifest.num_summary_tokens, manifest.token_dim)
+        existed = True
 
         def write() -> None:
-            folder.mkdir(parents=True, exist_ok=True)
+            nonlocal existed
+            existed = place.prepare()
             for name, schema in (
                 (_IMAGES, _images_schema(manifest.embedding_dim)),
                 (_TOKENS, _tokens_schema(size)),
             ):
-                if (folder / name).exists():
-                    shutil.rmtree(folder / name)
-                lance.write_dataset(schema.empty_table(), str(folder / name))
+                place.delete(name)
+                lance.write_dataset(schema.empty_table(), place.table(name), storage_options=place.table_options)
             if fit is None:
-                (folder / _FIT).unlink(missing_ok=True)
+                place.delete(_FIT)
             else:
-                write_atomically(folder / _FIT, fit)
-            write_atomically(folder / _MANIFEST, manifest.to_json().encode())
+                place.write(_FIT, fit)
+            place.write(MANIFEST, manifest.to_json().encode())
 
         try:
-            or_write_error(folder, write)
+            or_write_error(place, write)
         except IndexWriteError:
-            for name in (_IMAGES, _TOKENS):
-                shutil.rmtree(folder / name, ignore_errors=True)
-            with suppress(OSError):
-                for name in (_MANIFEST + ".tmp", _FIT, _FIT + ".tmp"):
-                    (folder / name).unlink(missing_ok=True)
-                if not existed:
-                    folder.rmdir()
+            for name in (_IMAGES, _TOKENS, MANIFEST + ".tmp", _FIT, _FIT + ".tmp"):
+                with suppress(OSError, ObjectStoreError):
+                    place.delete(name)
+            if place.folder is not None and not existed:
+                with suppress(OSError):
+                    place.folder.rmdir()
             raise
-        return cls.open(folder)
+        return cls.open(place)
 
     @classmethod
-    def open(cls, path: str | Path) -> Self:
+    def open(cls, path: str | Path | Place) -> Self:
         """The index in that folder.
 
         Raises:
@@ -334,31 +334,32 @@ class IndexStore:
             IndexCorruptedError: its manifest or its data cannot be trusted.
             IndexMismatchError: it was written by a newer version of fwd2bot.
         """
-        folder = local_folder(path)
-        manifest_path = folder / _MANIFEST
+        place = Place.of(path)
         try:
-            raw = manifest_path.read_text(encoding="utf-8")
+            raw = place.read(MANIFEST, max_bytes=_MOST_SAID).decode()
         except (FileNotFoundError, NotADirectoryError):
-            raise IndexNotFoundError(f"There is no index in {folder}: make one with `fwd2bot index FOLDER`.") from None
-        except (OSError, UnicodeDecodeError) as e:
-            raise corrupted(folder, f"{manifest_path} cannot be read: {e}") from e
+            if place.folder is None:
+                place.names()  # a bucket that is not there is another matter
+            raise IndexNotFoundError(f"There is no index in {place}: make one with `fwd2bot index FOLDER`.") from None
+        except (OSError, ValueError) as e:
+            raise corrupted(place, f"{place}/{MANIFEST} cannot be read: {e}") from e
         try:
-            manifest = Manifest.from_json(raw, manifest_path)
+            manifest = Manifest.from_json(raw, f"{place}/{MANIFEST}")
         except IndexCorruptedError as e:
-            raise corrupted(folder, f"in its {_MANIFEST}, {str(e).rstrip('.')}") from e
+            raise corrupted(place, f"in its {MANIFEST}, {str(e).rstrip('.')}") from e
         size = payload_bytes(manifest.codec, manifest.num_summary_tokens, manifest.token_dim)
-        codec = _fitted_codec(folder, manifest) if is_fitted(manifest.codec) else get_codec(manifest.codec)
+        codec = _fitted_codec(place, manifest) if is_fitted(manifest.codec) else get_codec(manifest.codec)
         datasets = []
         for name, expected in (
             (_IMAGES, _images_schema(manifest.embedding_dim)),
             (_TOKENS, _tokens_schema(size)),
         ):
-            dataset = or_corrupted(folder, partial(lance.dataset, str(folder / name)))
+            dataset = or_corrupted(place, partial(_table, place, name))
             for field in expected:
                 if field.name not in dataset.schema.names or dataset.schema.field(field.name).type != field.type:
-                    raise corrupted(folder, f"{name} does not have the column {field.name}: {field.type}")
+                    raise corrupted(place, f"{name} does not have the column {field.name}: {field.type}")
             datasets.append(dataset)
-        return cls(folder, manifest, codec, *datasets)
+        return cls(place, manifest, codec, *datasets)
 
     # ---- reading
 
@@ -380,7 +381,7 @@ class IndexStore:
         table = self._scan(self._images, columns=columns, filter="status = 'ok'")
         embedding = _embedding_matrix(table.column("embedding"), self.manifest.embedding_dim)
         if embedding is None or not np.isfinite(embedding).all():
-            raise corrupted(self.path, "an embedding is missing or not finite")
+            raise corrupted(self.place, "an embedding is missing or not finite")
         return EmbeddedRows(table.drop_columns(["embedding"]), embedding)
 
     def tokens(self, ids: Sequence[str]) -> Float32:
@@ -397,12 +398,14 @@ class IndexStore:
             table = self._scan(self._tokens, columns=["id", "payload", "checksum"], filter=_is_in("id", chunk))
             for id_, payload, checksum in zip(*(column.to_pylist() for column in table.columns), strict=True):
                 if zlib.crc32(payload) != checksum:
-                    raise corrupted(self.path, f"the summary tokens of the picture {id_} are not what was written")
+                    raise corrupted(self.place, f"the summary tokens of the picture {id_} are not what was written")
                 payloads[id_] = payload
         if missing := [id_ for id_ in wanted if id_ not in payloads]:
             if not self.rows(ids=missing[:1]):
-                raise InputError(f"The picture {missing[0]} is not in the index in {self.path} any more: search again.")
-            raise corrupted(self.path, f"there are no summary tokens for the picture {missing[0]}")
+                raise InputError(
+                    f"The picture {missing[0]} is not in the index in {self.place} any more: search again."
+                )
+            raise corrupted(self.place, f"there are no summary tokens for the picture {missing[0]}")
         raw = np.frombuffer(b"".join(payloads[id_] for id_ in ids), np.uint8)
         return self._codec.decode(raw.reshape(len(ids), self._codec.payload_bytes(k, d)), k=k, d=d)
 
@@ -428,14 +431,14 @@ class IndexStore:
                 ok = self._images.count_rows(filter="status = 'ok'")
                 return ok, self._images.count_rows(filter="status = 'skipped'"), self._tokens.count_rows()
 
-        files, skipped, pictures = or_corrupted(self.path, count)
+        files, skipped, pictures = or_corrupted(self.place, count)
         return StoreStats(
             files=files,
             skipped=skipped,
             pictures=pictures,
-            images_bytes=_bytes_below(self.path / _IMAGES),
-            tokens_bytes=_bytes_below(self.path / _TOKENS),
-            total_bytes=_bytes_below(self.path),
+            images_bytes=self.place.size(_IMAGES),
+            tokens_bytes=self.place.size(_TOKENS),
+            total_bytes=self.place.size(),
         )
 
     def pinned_images(self) -> Any:
@@ -444,15 +447,15 @@ class IndexStore:
         def pin() -> Any:
             with self._moving:
                 self._images.checkout_latest()
-                return lance.dataset(self._images.uri, version=self._images.version)
+                return _table(self.place, _IMAGES, version=self._images.version)
 
-        return or_corrupted(self.path, pin)
+        return or_corrupted(self.place, pin)
 
     @property
     def images_version(self) -> int:
         """The latest version of images.lance."""
         with self._moving:
-            return int(or_corrupted(self.path, lambda: self._images.latest_version))
+            return int(or_corrupted(self.place, lambda: self._images.latest_version))
 
     def image_fragments(self, columns: Sequence[str]) -> Iterator[Fragment]:
         """The latest version of images.lance, piece by piece."""
@@ -473,7 +476,7 @@ class IndexStore:
         wrong = np.flatnonzero(checksums(payload) != batch.column("checksum").to_numpy())
         if len(wrong):
             id_ = batch.column("id")[int(wrong[0])]
-            raise corrupted(self.path, f"the summary tokens of the picture {id_} are not what was written")
+            raise corrupted(self.place, f"the summary tokens of the picture {id_} are not what was written")
         return self.decode(payload)
 
     def decode(self, payload: Bytes) -> Float32:
@@ -487,7 +490,7 @@ class IndexStore:
     def user_columns(self) -> dict[str, Any]:
         """Name -> Arrow's type of each column that is not the index's own."""
         with self._moving:
-            or_corrupted(self.path, self._images.checkout_latest)
+            or_corrupted(self.place, self._images.checkout_latest)
             return {field.name: field.type for field in self._images.schema if field.name not in OWN_COLUMNS}
 
     def user_values(self, uris: Sequence[str]) -> list[dict[str, Any]]:
@@ -530,7 +533,7 @@ class IndexStore:
         """
         columns = self.fitting(columns)
         if new := [field for field in columns.schema if field.name not in self.user_columns()]:
-            or_write_error(self.path, lambda: _add_columns(self._images, pa.schema(new)))
+            or_write_error(self.place, lambda: _add_columns(self._images, pa.schema(new)))
         now = self._scan(self._images, columns=["uri", *columns.column_names])
         row = pc.index_in(pa.array(uris, pa.string()), value_set=now.column("uri"))
         assert row.null_count == 0, "the files of set_columns must be in the index"
@@ -551,7 +554,7 @@ class IndexStore:
             IndexWriteError: nothing was changed.
         """
         changed = columns.append_column(pa.field("uri", pa.string(), nullable=False), uris)
-        or_write_error(self.path, lambda: _update(self._images, changed))
+        or_write_error(self.place, lambda: _update(self._images, changed))
 
     def annotations(self) -> dict[str, Annotation]:
         """What is asked in which column.
@@ -560,15 +563,15 @@ class IndexStore:
             IndexCorruptedError: the file that says so cannot be read.
         """
         try:
-            raw = (self.path / _ANNOTATIONS).read_text(encoding="utf-8")
+            raw = self.place.read(_ANNOTATIONS, max_bytes=_MOST_SAID).decode()
         except FileNotFoundError:
             return {}
-        except (OSError, UnicodeDecodeError) as e:
-            raise corrupted(self.path, f"{_ANNOTATIONS} cannot be read: {e}") from e
+        except (OSError, ValueError) as e:
+            raise corrupted(self.place, f"{_ANNOTATIONS} cannot be read: {e}") from e
         try:
             return {name: Annotation.of(fields) for name, fields in json.loads(raw).items()}
         except (ValueError, TypeError, AttributeError) as e:
-            raise corrupted(self.path, f"{_ANNOTATIONS} cannot be understood: {e}") from e
+            raise corrupted(self.place, f"{_ANNOTATIONS} cannot be understood: {e}") from e
 
     def begin_annotation(self, column: str, annotation: Annotation, kind: Any, *, again: bool) -> None:
         """See that there is a column for the answers, of that Arrow type, and one for their confidence; ``again``: with
@@ -591,13 +594,12 @@ class IndexStore:
                 if again or name not in there
             ]
             # the file first: a column that nobody knows of would be nobody's to fill
-            write_atomically(
-                self.path / _ANNOTATIONS, json.dumps({n: asdict(a) for n, a in known.items()}, indent=2).encode()
-            )
+            said = json.dumps({n: asdict(a) for n, a in known.items()}, indent=2)
+            self.place.write(_ANNOTATIONS, said.encode())
             if missing:
                 _add_columns(self._images, pa.schema(missing))
 
-        or_write_error(self.path, write)
+        or_write_error(self.place, write)
 
     def commit(self, rows: Sequence[ImageRow], tokens: Mapping[str, Float32]) -> None:
         """Insert or replace the rows of these files, after the tokens ([K, D] by id) of the pictures that are new.
@@ -611,7 +613,7 @@ class IndexStore:
             with timed("codec"):
                 payload = self._codec.encode(np.stack(list(tokens.values())).reshape(len(tokens), k, d))
             table = _tokens_table(list(tokens), payload)
-            or_write_error(self.path, lambda: _insert_new(self._tokens, table))
+            or_write_error(self.place, lambda: _insert_new(self._tokens, table))
         if rows:
             images = _images_table(rows, self.manifest.embedding_dim)
             changed = self._changed(rows)
@@ -620,10 +622,10 @@ class IndexStore:
                 for name, kind in self.user_columns().items():
                     if name in self._answer_columns():
                         empty = empty.append_column(name, pa.nulls(empty.num_rows, kind))
-                or_write_error(self.path, lambda: _upsert(self._images, empty))
+                or_write_error(self.place, lambda: _upsert(self._images, empty))
                 images = images.filter(pa.array(~changed))
             if images.num_rows:
-                or_write_error(self.path, lambda: _upsert(self._images, images))
+                or_write_error(self.place, lambda: _upsert(self._images, images))
 
     def _changed(self, rows: Sequence[ImageRow]) -> npt.NDArray[np.bool_]:
         """[n]: which of these files held another picture before, where that has been asked about."""
@@ -645,7 +647,7 @@ class IndexStore:
             IndexWriteError: they could not be dropped.
         """
         for chunk in _chunks(list(uris)):
-            or_write_error(self.path, partial(_delete, self._images, _is_in("uri", chunk)))
+            or_write_error(self.place, partial(_delete, self._images, _is_in("uri", chunk)))
 
     def tidy(self) -> None:
         """What ends a run that wrote: sweep tokens without a row, merge small fragments, drop versions that are old.
@@ -661,7 +663,7 @@ class IndexStore:
                     _compact(dataset, rows_per_fragment, row_bytes)
                 _drop_old_versions(dataset)
 
-        or_write_error(self.path, write)
+        or_write_error(self.place, write)
 
     def optimize(self) -> OptimizeReport:
         """Everything that makes an index smaller and faster: as :meth:`tidy`, but merging all that can be merged;
@@ -673,7 +675,7 @@ class IndexStore:
         Raises:
             IndexWriteError: some of it could not be done; the index is whole, only larger than it need be.
         """
-        before = _bytes_below(self.path)
+        before = self.place.size()
         orphans = self._sweep()
 
         def write() -> None:
@@ -685,11 +687,10 @@ class IndexStore:
                 dataset.optimize.optimize_indices()
                 # nobody else writes (``writing``), so what no version knows of is a dead process's
                 _drop_old_versions(dataset, unverified=True)
-            for path in self.path.glob("*.tmp"):
-                path.unlink()
+            self.place.sweep()
 
-        or_write_error(self.path, write)
-        return OptimizeReport(orphans=orphans, bytes_before=before, bytes_after=_bytes_below(self.path))
+        or_write_error(self.place, write)
+        return OptimizeReport(orphans=orphans, bytes_before=before, bytes_after=self.place.size())
 
     def index_vectors(self) -> None:
         """Train Lance's own index of the embeddings: the one for object stores, where a search reads what it needs.
@@ -705,7 +706,7 @@ class IndexStore:
             else:
                 self._images.create_index("embedding", "IVF_RQ", metric="dot", num_bits=4, replace=True)
 
-        or_write_error(self.path, write)
+        or_write_error(self.place, write)
 
     def drop_vector_index(self) -> None:
         """Take Lance's own index of the embeddings away."""
@@ -716,7 +717,7 @@ class IndexStore:
                 if "embedding" in index.field_names:
                     self._images.drop_index(index.name)
 
-        or_write_error(self.path, write)
+        or_write_error(self.place, write)
 
     def _sweep(self) -> int:
         """Delete tokens that no row needs; how many there were."""
@@ -730,7 +731,7 @@ class IndexStore:
                 unused = ~is_among(keys_of(batch.column("id")), in_use)
                 orphans += batch.column("id").filter(pa.array(unused)).to_pylist()
         for chunk in _chunks(orphans):
-            or_write_error(self.path, partial(_delete, self._tokens, _is_in("id", chunk)))
+            or_write_error(self.place, partial(_delete, self._tokens, _is_in("id", chunk)))
         return len(orphans)
 
     def _datasets(self) -> list[tuple[Any, int, int]]:
@@ -748,10 +749,10 @@ class IndexStore:
         return self._codec.payload_bytes(self.manifest.num_summary_tokens, self.manifest.token_dim)
 
     def _fragments(self, dataset: Any, name: str, columns: Sequence[str], row_bytes: int) -> Iterator[Fragment]:
-        or_corrupted(self.path, dataset.checkout_latest)
-        for fragment in or_corrupted(self.path, dataset.get_fragments):
+        or_corrupted(self.place, dataset.checkout_latest)
+        for fragment in or_corrupted(self.place, dataset.get_fragments):
             file = f"{name}/data/{fragment.data_files()[0].path}"
-            yield Fragment(folder=self.path, file=file, columns=columns, row_bytes=row_bytes, fragment=fragment)
+            yield Fragment(place=self.place, file=file, columns=columns, row_bytes=row_bytes, fragment=fragment)
 
     def _scan(self, dataset: Any, *, columns: list[str] | None = None, filter: str | None = None) -> Any:
         def read() -> Any:
@@ -760,7 +761,7 @@ class IndexStore:
                 scanner = dataset.scanner(columns=columns, filter=filter)  # of this version, wherever others move on to
             return scanner.to_table()
 
-        return or_corrupted(self.path, read)
+        return or_corrupted(self.place, read)
 
     def _image_rows(self, table: Any) -> list[ImageRow]:
         names = [name for name in ImageRow.__dataclass_fields__ if name != "embedding"]
@@ -772,110 +773,65 @@ class IndexStore:
         return rows
 
 
-def is_being_written(path: str | Path) -> bool:
-    """Whether a process holds :func:`writing` right now. (Windows: never.)"""
-    if sys.platform == "win32":
-        return False
-    try:
-        with open(Path(path) / _LOCK, "rb") as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    return False
-
-
 @contextmanager
-def writing(path: str | Path) -> Iterator[None]:
-    """Hold the right to write to the index in that folder; the folder is made if need be, and left only if it is used.
+def writing(path: str | Path | Place) -> Iterator[None]:
+    """Hold the right to write to the index there; a folder is made if need be, and left only if it is used.
 
     Indexing reads what is known and then writes; two at once would do the same work twice, and one could sweep tokens
-    whose rows the other is about to write. The lock goes with the process, however that ends. (Windows: no lock.)
+    whose rows the other is about to write. See :mod:`fwd2bot_index.places`. (Windows: no lock of folders.)
 
     Raises:
         IndexBusyError: another process holds it.
-        IndexWriteError: the folder cannot be written, or holds something else.
+        IndexWriteError, ObjectStoreError: nothing can be written there, or it holds something else.
     """
-    folder = local_folder(path)
-    check_target(folder)
-    existed = folder.exists()
-
-    def take() -> Any:
-        folder.mkdir(parents=True, exist_ok=True)
-        return open(folder / _LOCK, "wb")
-
-    with or_write_error(folder, take) as lock:
-        try:
-            if sys.platform != "win32":
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    existed = True
-                    raise IndexBusyError(
-                        f"Another process is writing to the index in {folder}: let it finish, then try again."
-                    ) from None
-            yield
-        finally:
-            if not existed and not (folder / _MANIFEST).exists():
-                with suppress(OSError):
-                    (folder / _LOCK).unlink()
-                    folder.rmdir()
+    place = Place.of(path)
+    check_target(place)
+    with place.writing():
+        yield
 
 
-def check_target(path: str | Path) -> None:
-    """See that an index is, or can be made, in that folder, before any work is done for it.
+def check_target(path: str | Path | Place) -> None:
+    """See that an index is, or can be made, there, before any work is done for it.
 
     Raises:
-        InputError: the path names no local folder.
+        InputError: the path names neither a local folder nor a store that is known.
         IndexWriteError: it is a file, holds something else, or cannot be written.
         IndexCorruptedError: it holds pictures, but has lost its manifest.
+        ObjectStoreError: it cannot be reached.
     """
-    folder = local_folder(path)
-    try:
-        names = {entry.name for entry in folder.iterdir()} if folder.exists() else set()
-    except OSError as e:
-        raise IndexWriteError(f"The index cannot be written to {folder}: {e.strerror or e}.") from e
-    if _MANIFEST not in names:
+    place = Place.of(path)
+    names = place.names()
+    if MANIFEST not in names:
         if foreign := sorted(names - _OWN_NAMES):
             raise IndexWriteError(
-                f"{folder} holds other files ({foreign[0]}) and no index: give an empty or a new folder to --index."
+                f"{place} holds other files ({foreign[0]}) and no index: give an empty or a new folder to --index."
             )
-        if any(True for name in (_IMAGES, _TOKENS) for _ in (folder / name).glob("data/*")):
+        if any(place.holds_data(name) for name in (_IMAGES, _TOKENS)):
             raise IndexCorruptedError(
-                f"{folder} has lost its {_MANIFEST}, or is no index: put the manifest back from a copy, or give "
+                f"{place} has lost its {MANIFEST}, or is no index: put the manifest back from a copy, or give "
                 "another folder to --index."
             )
-    existing = next(p for p in (folder, *folder.parents) if p.exists())
-    if not os.access(existing, os.W_OK):
-        raise IndexWriteError(f"The index cannot be written to {folder}: {existing} is read-only.")
+    place.check_writable()
 
 
-def local_folder(path: str | Path) -> Path:
-    """The absolute path of an index folder.
-
-    Raises:
-        InputError: it is a URI of an object store.
-    """
-    if "://" in str(path):
-        raise InputError(f"{path} is not a local folder; an index is kept in one.")
-    return Path(os.path.abspath(path))
+def _table(place: Place, name: str, *, version: int | None = None) -> Any:
+    return lance.dataset(place.table(name), version=version, storage_options=place.table_options)
 
 
-def _fitted_codec(folder: Path, manifest: Manifest) -> Codec:
-    path, k, d = folder / _FIT, manifest.num_summary_tokens, manifest.token_dim
+def _fitted_codec(place: Place, manifest: Manifest) -> Codec:
+    k, d = manifest.num_summary_tokens, manifest.token_dim
     try:
-        with open(path, "rb") as f:
-            # more is not what create wrote, and need not be read to know it
-            raw = f.read() if os.fstat(f.fileno()).st_size <= largest_file(k, d) else b""
+        raw = place.read(_FIT, max_bytes=largest_file(k, d))
     except OSError as e:
-        raise corrupted(folder, f"{path} cannot be read: {e.strerror or e}") from e
+        raise corrupted(place, f"{place}/{_FIT} cannot be read: {e.strerror or e}") from e
+    except ValueError:
+        raw = b""  # more than create wrote
     if hashlib.sha256(raw).hexdigest() != manifest.codec_sha256:
-        raise corrupted(folder, f"{path} is not the file that its {_MANIFEST} speaks of")
+        raise corrupted(place, f"{place}/{_FIT} is not the file that its {MANIFEST} speaks of")
     try:
         return codec_from_fit(manifest.codec, raw, k=k, d=d)
     except IndexCorruptedError as e:
-        raise corrupted(folder, f"{path} cannot be used: {e}") from e
+        raise corrupted(place, f"{place}/{_FIT} cannot be used: {e}") from e
 
 
 def _images_schema(embedding_dim: int) -> Any:
@@ -999,22 +955,6 @@ def _drop_old_versions(dataset: Any, *, unverified: bool = False) -> None:
     dataset.cleanup_old_versions(older_than=KEEP_VERSIONS, delete_unverified=unverified)
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Either the old content or the new, whole, even after a power cut."""
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as f:
-        f.write(content)
-        f.flush()
-        os.fsync(f.fileno())
-    os.replace(temporary, path)
-    if sys.platform != "win32":
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-
-
 def _chunks(keys: list[str]) -> Iterator[list[str]]:
     for start in range(0, len(keys), KEYS_PER_FILTER):
         yield keys[start : start + KEYS_PER_FILTER]
@@ -1025,36 +965,43 @@ def _is_in(column: str, keys: Sequence[str]) -> str:
     return f"{column} IN ({', '.join(chr(39) + key.replace(chr(39), chr(39) * 2) + chr(39) for key in keys)})"
 
 
-def _bytes_below(folder: Path) -> int:
-    return sum(os.path.getsize(p) for p in folder.rglob("*") if p.is_file())
-
-
 def reason_of(error: BaseException) -> str:
     """What lance says, without the Rust source line that it says it from."""
     return str(error).split(", /")[0].strip().rstrip(".")
 
 
-def corrupted(folder: Path, what: str) -> IndexCorruptedError:
-    return IndexCorruptedError(f"The index in {folder} is damaged: {what}. Delete the folder and index again.")
+def corrupted(place: Place, what: str) -> IndexCorruptedError:
+    return IndexCorruptedError(f"The index in {place} is damaged: {what}. Delete the folder and index again.")
 
 
-def or_corrupted(folder: Path, read: Callable[[], T]) -> T:
-    """Lance raises ValueError, OSError, RuntimeError and Arrow's own for data that is missing or damaged."""
+def or_corrupted(place: Place, read: Callable[[], T]) -> T:
+    """Lance raises ValueError, OSError, RuntimeError and Arrow's own for data that is missing or damaged, and for a
+    store that cannot be reached."""
     try:
         return read()
     except Fwd2BotError:
         raise
     except Exception as e:
-        raise corrupted(folder, reason_of(e)) from e
+        if problem := place.problem_of(e):
+            raise ObjectStoreError(f"The index in {place} cannot be read: {problem}.") from e
+        raise corrupted(place, reason_of(e)) from e
 
 
-def or_write_error(folder: Path, write: Callable[[], T]) -> T:
+def or_write_error(place: Place, write: Callable[[], T]) -> T:
+    place.check_held()
     try:
         return write()
-    except (Fwd2BotError, AssertionError):
+    except AssertionError:
         raise
     except Exception as e:
-        reason = e.strerror if isinstance(e, OSError) and e.strerror else reason_of(e)
+        if isinstance(e, ObjectStoreError):
+            reason = str(e).rstrip(".")
+        elif isinstance(e, Fwd2BotError):
+            raise
+        elif isinstance(e, OSError) and e.strerror:
+            reason = e.strerror
+        else:
+            reason = place.problem_of(e) or reason_of(e)
         raise IndexWriteError(
-            f"The index in {folder} could not be written: {reason}. It is as it was after the last commit."
+            f"The index in {place} could not be written: {reason}. It is as it was after the last commit."
         ) from e

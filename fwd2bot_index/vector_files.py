@@ -26,7 +26,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from fwd2bot_index.store import write_atomically
+from fwd2bot_index.places import Place, write_atomically
 from fwd2bot_index.vector_index import DEPTHS, KINDS, Settings, TrainedIndex
 
 FOLDER: Final = "faiss"
@@ -93,21 +93,24 @@ class Positions:
     """[M], of the picture of each of them; sorted."""
 
 
-def described(folder: Path) -> VectorFiles | None:
-    """What is said of the vector index of the index in ``folder``; None: there is none.
+def described(place: Place) -> VectorFiles | None:
+    """What is said of the vector index of the index there; None: there is none, as in no object store: FAISS reads
+    whole files, and Lance's own index what it needs.
 
     Raises:
         UnusableError: it cannot be understood.
     """
+    if place.folder is None:
+        return None
     try:
-        return VectorFiles.from_json((folder / FOLDER / _CURRENT).read_text(encoding="utf-8"))
+        return VectorFiles.from_json((place.folder / FOLDER / _CURRENT).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except (OSError, UnicodeDecodeError) as e:
         raise UnusableError(f"its {_CURRENT} cannot be read") from e
 
 
-def read(folder: Path, files: VectorFiles) -> tuple[TrainedIndex, Positions]:
+def read(place: Place, files: VectorFiles) -> tuple[TrainedIndex, Positions]:
     """The vector index itself.
 
     Raises:
@@ -116,7 +119,8 @@ def read(folder: Path, files: VectorFiles) -> tuple[TrainedIndex, Positions]:
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
-    index_path, rows_path = (folder / FOLDER / f"{files.name}{end}" for end in (".faiss", ".safetensors"))
+    assert place.folder is not None
+    index_path, rows_path = (place.folder / FOLDER / f"{files.name}{end}" for end in (".faiss", ".safetensors"))
     expected = 8 * files.settings.rows + 16 * files.table_rows
     try:
         if index_path.stat().st_size != files.index_bytes or not 0 <= rows_path.stat().st_size - expected < 4096:
@@ -135,17 +139,18 @@ def read(folder: Path, files: VectorFiles) -> tuple[TrainedIndex, Positions]:
     return index, found
 
 
-def write(folder: Path, index: TrainedIndex, positions: Positions, *, version: int, seconds: float) -> VectorFiles:
+def write(place: Place, index: TrainedIndex, positions: Positions, *, version: int, seconds: float) -> VectorFiles:
     """Put a vector index in the place of the one before."""
     from safetensors.numpy import save_file
 
-    place = folder / FOLDER
-    place.mkdir(exist_ok=True)
+    assert place.folder is not None
+    folder = place.folder / FOLDER
+    folder.mkdir(exist_ok=True)
     name = f"{index.settings.kind.replace('-', '')}{version}x{secrets.token_hex(4)}"
-    path = place / f"{name}.faiss"
+    path = folder / f"{name}.faiss"
     index.write(path)
     save_file(
-        {name: getattr(positions, name) for name in ("key", "address", "position")}, place / f"{name}.safetensors"
+        {name: getattr(positions, name) for name in ("key", "address", "position")}, folder / f"{name}.safetensors"
     )
     files = VectorFiles(
         name=name,
@@ -157,41 +162,41 @@ def write(folder: Path, index: TrainedIndex, positions: Positions, *, version: i
         index_bytes=path.stat().st_size,
         sha256=_sha256(path),
     )
-    write_atomically(place / _CURRENT, files.to_json().encode())
-    _sweep(place, keep=files.name)
+    write_atomically(folder / _CURRENT, files.to_json().encode())
+    _sweep(folder, keep=files.name)
     return files
 
 
-def remove(folder: Path) -> None:
+def remove(place: Place) -> None:
     """Take the vector index away."""
-    place = folder / FOLDER
-    if place.is_dir():
-        (place / _CURRENT).unlink(missing_ok=True)
-        _sweep(place, keep=None)
+    if place.folder is not None and (folder := place.folder / FOLDER).is_dir():
+        (folder / _CURRENT).unlink(missing_ok=True)
+        _sweep(folder, keep=None)
 
 
-def problem(folder: Path) -> str | None:
+def problem(place: Place) -> str | None:
     """What is wrong with the vector index: all of its bytes are read. None: nothing, or there is none."""
     try:
-        files = described(folder)
+        files = described(place)
         if files is not None:
-            read(folder, files)
-            if _sha256(folder / FOLDER / f"{files.name}.faiss") != files.sha256:
+            read(place, files)
+            assert place.folder is not None
+            if _sha256(place.folder / FOLDER / f"{files.name}.faiss") != files.sha256:
                 return "its bytes are not those that were written"
     except (UnusableError, OSError) as e:
         return str(e)
     return None
 
 
-def _sweep(place: Path, *, keep: str | None) -> None:
-    for path in _files(place):
+def _sweep(folder: Path, *, keep: str | None) -> None:
+    for path in _files(folder):
         if path.stem != keep:
             path.unlink(missing_ok=True)
 
 
-def _files(place: Path) -> Iterator[Path]:
-    yield from place.glob("*.faiss")
-    yield from place.glob("*.safetensors")
+def _files(folder: Path) -> Iterator[Path]:
+    yield from folder.glob("*.faiss")
+    yield from folder.glob("*.safetensors")
 
 
 def _sha256(path: Path) -> str:

@@ -44,9 +44,8 @@ def annotate(
     session = session_of(context)
     output = session.output
     among = split_choices(choices)
-    folder = existing_index(index)
-    store = IndexStore.open(folder)
-    with writing(folder):
+    store = IndexStore.open(existing_index(index))
+    with writing(store.place):
         annotating.check(store, question, column, choices=among, again=again)
         with output.waiting(f"Loading the model {printable(store.manifest.model)} …"):
             model = session.models.load(ModelChoice.of(store.manifest))
@@ -64,7 +63,7 @@ def annotate(
             )
     speed = f", {report.answered / report.seconds:.0f}/s" if report.answered and report.seconds > 1 else ""
     if as_json:
-        output.json({"index": str(store.path), "question": question, "choices": among, **asdict(report)})
+        output.json({"index": str(store.place), "question": question, "choices": among, **asdict(report)})
     else:
         output.table(("answer", "files"), [(printable(text), str(n)) for text, n in report.counts.items()])
     output.message(f"{report.answered} files answered{speed}; {report.already} had their answer before.")

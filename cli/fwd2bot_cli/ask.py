@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -15,6 +14,7 @@ from fwd2bot_cli.pictures import named_picture
 from fwd2bot_cli.search import hit_as_dict, score
 from fwd2bot_cli.session import session_of
 from fwd2bot_index.errors import InputError
+from fwd2bot_index.object_stores import absolute
 
 if TYPE_CHECKING:
     from fwd2bot_index.corpus import Corpus
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 def ask(
     context: typer.Context,
     question: Annotated[str, typer.Argument(help="The question.", show_default=False)],
-    image: Annotated[Path | None, typer.Option(metavar="FILE", help="Ask about this picture.")] = None,
+    image: Annotated[str | None, typer.Option(metavar="FILE", help="Ask about this picture.")] = None,
     query: Annotated[
         str | None, typer.Option(metavar="WORDS", help="Ask about the pictures that a search for these words finds.")
     ] = None,
@@ -108,7 +108,7 @@ def ask(
 
 
 def _ask_outside(
-    index: Corpus, question: str, image: Path, choices: Sequence[str] | None, output: Output
+    index: Corpus, question: str, image: str, choices: Sequence[str] | None, output: Output
 ) -> dict[str, object]:
     """The answer about a picture that is not in the index: it is compressed for this once and not stored.
 
@@ -124,7 +124,7 @@ def _ask_outside(
         picture = decode_image(read_file(image), max_side=side).image
     output.message(f"{shown(image)} is not in the index: compressing it for this question.")
     [text], [confidence] = replies(index.model, index.model.compress([picture]).tokens, question, choices)
-    return {"answer": text, "confidence": confidence, "path": str(image.absolute()), "indexed": False}
+    return {"answer": text, "confidence": confidence, "path": absolute(image), "indexed": False}
 
 
 def _show_together(output: Output, question: str, query: str | None, answer: JointAnswer, *, as_json: bool) -> None:

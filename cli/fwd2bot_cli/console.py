@@ -22,6 +22,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from fwd2bot_index.object_stores import is_uri
+from fwd2bot_index.places import Place
+
 
 class Output:
     """The two streams of one invocation; ``quiet`` silences messages, never data, errors or skipped files."""
@@ -126,7 +129,7 @@ class Output:
 
 def relative(uri: str) -> str:
     """``uri`` from the current folder, where that is shorter than the whole path."""
-    return min(os.path.relpath(uri), uri, key=len)
+    return uri if is_uri(uri) else min(os.path.relpath(uri), uri, key=len)
 
 
 def printable(text: str) -> str:
@@ -139,7 +142,7 @@ def printable_lines(text: str) -> str:
     return "\n".join(printable(line) for line in text.splitlines())
 
 
-def shown(path: str | Path) -> str:
+def shown(path: str | Path | Place) -> str:
     """A file name for eyes."""
     return printable(relative(str(path)))
 

@@ -71,7 +71,7 @@ def dedup(
         threshold = DEFAULT_THRESHOLD
     rows = store.embeddings()
     if len(rows) == 0:
-        raise IndexEmptyError(f"The index in {store.path} holds no pictures: add some with `fwd2bot index FOLDER`.")
+        raise IndexEmptyError(f"The index in {store.place} holds no pictures: add some with `fwd2bot index FOLDER`.")
     with RunProgress(output, things="pictures") as progress:
         groups = find_duplicates(
             rows,
@@ -80,7 +80,7 @@ def dedup(
         )
 
     if as_json:
-        output.json({"index": str(store.path), "threshold": threshold, **_document(groups, files=len(rows))})
+        output.json({"index": str(store.place), "threshold": threshold, **_document(groups, files=len(rows))})
     elif paths_only or null:
         certain = [file.uri for group in groups for file in superfluous(group)]
         output.paths(certain, null=null)

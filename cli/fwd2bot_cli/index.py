@@ -20,6 +20,8 @@ from fwd2bot_cli.session import Session, session_of
 from fwd2bot_index.checkpoints import DEFAULT_MODEL
 from fwd2bot_index.config import DEFAULT_CODEC
 from fwd2bot_index.errors import InputError
+from fwd2bot_index.object_stores import is_uri
+from fwd2bot_index.places import Place
 
 if TYPE_CHECKING:
     from fwd2bot_index.types import Compressor, IndexReport, SkippedFile
@@ -33,9 +35,10 @@ UNMATCHED_SHOWN = 3
 def index(
     context: typer.Context,
     paths: Annotated[
-        list[Path],
+        list[str],
         typer.Argument(
-            metavar="PATHS", help="Folders, searched in depth; picture files; zip, tar and Parquet files of pictures."
+            metavar="PATHS",
+            help="Folders, searched in depth; picture files; zip, tar and Parquet files of pictures; s3://BUCKET/PREFIX.",
         ),
     ],
     index: IndexFolder = None,
@@ -126,17 +129,19 @@ def index(
     """
     session = session_of(context)
     output = session.output
-    folder = index_to_write(index)
+    place = index_to_write(index)
     for path in paths:
-        if not path.exists():  # indexing would say so too, but only after a model was downloaded
+        if (
+            not is_uri(path) and not Path(path).exists()
+        ):  # indexing would say so too, but only after a model was downloaded
             raise InputError(f"There is no folder or file {shown(path)} to index.")
-    choice, codec = _settings(folder, model=model, revision=revision, num_tokens=num_tokens, codec=codec)
+    choice, codec = _settings(place, model=model, revision=revision, num_tokens=num_tokens, codec=codec)
     choice = replace(choice, dtype=dtype)
     run = partial(
         run_index,
         session,
         paths,
-        folder,
+        place,
         choice,
         codec=codec,
         batch_size=batch_size,
@@ -147,13 +152,13 @@ def index(
     )
     if watch:
         load = cache(lambda: session.models.load(choice))
-        _watch(output, partial(run, load=load, settle_seconds=watch_seconds), folder, watch_seconds, as_json=as_json)
+        _watch(output, partial(run, load=load, settle_seconds=watch_seconds), place, watch_seconds, as_json=as_json)
         return
     report = run()
     if as_json:
-        output.json({"index": str(folder.absolute()), **asdict(report)})
+        output.json({"index": str(place), **asdict(report)})
     else:
-        _tell(output, report, folder)
+        _tell(output, report, place)
     _tell_skipped(output, report)
     tell_interrupted(output, report)
     if report.skipped:
@@ -162,8 +167,8 @@ def index(
 
 def run_index(
     session: Session,
-    paths: Sequence[Path],
-    folder: Path,
+    paths: Sequence[str | Path],
+    place: Place,
     choice: ModelChoice,
     *,
     codec: str,
@@ -182,7 +187,7 @@ def run_index(
     with IndexProgress(session.output) as progress:
         return index_images(
             paths,
-            folder,
+            place,
             load or (lambda: session.models.load(choice)),
             model_identity=identity,
             codec=codec,
@@ -196,7 +201,7 @@ def run_index(
         )
 
 
-def _watch(output: Output, run: Callable[[], IndexReport], folder: Path, seconds: float, *, as_json: bool) -> NoReturn:
+def _watch(output: Output, run: Callable[[], IndexReport], place: Place, seconds: float, *, as_json: bool) -> NoReturn:
     """Tell of the first run and of every one that changed something, until Ctrl-C."""
     from fwd2bot_index.watching import watch
 
@@ -206,10 +211,10 @@ def _watch(output: Output, run: Callable[[], IndexReport], folder: Path, seconds
             changed = report.added or report.updated or report.renamed or report.removed or report.described
             if changed or report.skipped != skipped or report.interrupted:
                 if as_json:
-                    output.data(json.dumps({"index": str(folder.absolute()), **asdict(report)}))
+                    output.data(json.dumps({"index": str(place), **asdict(report)}))
                     output.flush()
                 else:
-                    _tell(output, report, folder)
+                    _tell(output, report, place)
                 if report.skipped != skipped:
                     _tell_skipped(output, report)
             skipped = report.skipped
@@ -228,15 +233,15 @@ def tell_interrupted(output: Output, report: IndexReport) -> None:
 
 
 def _settings(
-    folder: Path, *, model: str | None, revision: str | None, num_tokens: int | None, codec: str | None
+    place: Place, *, model: str | None, revision: str | None, num_tokens: int | None, codec: str | None
 ) -> tuple[ModelChoice, str]:
     """What was asked for; the rest as in the index that is there, so that ``index PATHS`` brings it up to date."""
     from fwd2bot_index.store import IndexStore
 
-    if not IndexStore.exists(folder):
+    if not IndexStore.exists(place):
         name = absolute(model or DEFAULT_MODEL)
         return ModelChoice(name=name, revision=revision, num_tokens=num_tokens), codec or DEFAULT_CODEC
-    manifest = IndexStore.open(folder).manifest
+    manifest = IndexStore.open(place).manifest
     choice = ModelChoice.of(manifest)
     if model is not None and absolute(model) != choice.name:
         choice = ModelChoice(name=absolute(model))
@@ -247,7 +252,7 @@ def _settings(
     return choice, codec or manifest.codec
 
 
-def _tell(output: Output, report: IndexReport, folder: Path) -> None:
+def _tell(output: Output, report: IndexReport, place: Place) -> None:
     counts = (
         (report.added, "added"),
         (report.updated, "updated"),
@@ -261,7 +266,7 @@ def _tell(output: Output, report: IndexReport, folder: Path) -> None:
     said = ", ".join(f"{count} {what}" for count, what in counts if count) or "nothing to do"
     computed = report.added + report.updated
     speed = f" ({computed / report.seconds:.1f} images/s)" if computed and report.seconds else ""
-    output.message(f"{shown(folder)}: {said} in {report.seconds:.1f} s{speed}.")
+    output.message(f"{shown(place)}: {said} in {report.seconds:.1f} s{speed}.")
     if report.unmatched:
         first = ", ".join(printable(name) for name in report.unmatched[:UNMATCHED_SHOWN])
         more = ", ..." if len(report.unmatched) > UNMATCHED_SHOWN else ""

@@ -35,7 +35,7 @@ def info(
     if as_json:
         output.json(
             {
-                "index": str(store.path),
+                "index": str(store.place),
                 **asdict(manifest),
                 "columns": {name: str(kind) for name, kind in store.user_columns().items()},
                 "search": asdict(plan),
@@ -56,7 +56,7 @@ def info(
     tokens = f"{manifest.num_summary_tokens} x {manifest.token_dim} per picture, stored as {manifest.codec}"
     output.fields(
         [
-            ("index", shown(store.path)),
+            ("index", shown(store.place)),
             ("model", f"{printable(manifest.model)}{revision}, {manifest.mode}"),
             ("summary tokens", tokens),
             ("embedding", str(manifest.embedding_dim)),

@@ -6,20 +6,22 @@ from pathlib import Path
 
 from fwd2bot_index.corpus import INDEX_FOLDER, find_index
 from fwd2bot_index.errors import IndexNotFoundError
+from fwd2bot_index.places import Place
 
 
-def existing_index(given: Path | None) -> Path:
+def existing_index(given: str | None) -> Place:
     """The one that was given, else the nearest ``.fwd2bot`` from the current folder upward.
 
     Raises:
         IndexNotFoundError: there is none.
+        InputError: it is in a store that is not known.
     """
-    return given if given is not None else find_index(Path.cwd())
+    return Place.of(given if given is not None else find_index(Path.cwd()))
 
 
-def index_to_write(given: Path | None) -> Path:
+def index_to_write(given: str | None) -> Place:
     """As :func:`existing_index`, but where there is none it will be made in the current folder."""
     try:
         return existing_index(given)
     except IndexNotFoundError:
-        return Path.cwd() / INDEX_FOLDER
+        return Place.of(Path.cwd() / INDEX_FOLDER)

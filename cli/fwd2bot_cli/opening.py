@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fwd2bot_cli.location import existing_index
@@ -14,7 +13,7 @@ if TYPE_CHECKING:
     from fwd2bot_index.types import Compressor
 
 
-def open_index(session: Session, given: Path | None) -> Corpus:
+def open_index(session: Session, given: str | None) -> Corpus:
     """The index that a command means; its model is loaded when something first needs it, with a spinner.
 
     Raises:

@@ -56,10 +56,10 @@ def optimize(
         report = store.optimize()
         built = build_vectors(store, vectors.value)
     if as_json:
-        output.json({"index": str(store.path), **asdict(report), "vectors": asdict(built) if built else None})
+        output.json({"index": str(store.place), **asdict(report), "vectors": asdict(built) if built else None})
         return
     output.message(
-        f"{shown(store.path)}: {size(report.bytes_before)} before, {size(report.bytes_after)} now; "
+        f"{shown(store.place)}: {size(report.bytes_before)} before, {size(report.bytes_after)} now; "
         f"{report.orphans} pictures without a file removed."
     )
     if built is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Annotated, Literal, TypeAlias
 
 import typer
@@ -46,12 +45,13 @@ Dtype: TypeAlias = Annotated[
 ]
 
 IndexFolder: TypeAlias = Annotated[
-    Path | None,
+    str | None,
     typer.Option(
         "--index",
         envvar="FWD2BOT_INDEX",
-        metavar="DIR",
-        help="The index. Default: .fwd2bot in the current folder or the nearest one above it.",
+        metavar="PLACE",
+        help="The index: a folder, or s3://, gs:// or az:// with bucket and prefix. Default: .fwd2bot in the current "
+        "folder or the nearest one above it.",
     ),
 ]
 Json: TypeAlias = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from fwd2bot_cli.console import shown
 from fwd2bot_index.archives import picture_exists
@@ -12,7 +11,7 @@ from fwd2bot_index.errors import Fwd2BotError, ImageError, InputError
 
 
 @contextmanager
-def named_picture(path: Path) -> Iterator[None]:
+def named_picture(path: str) -> Iterator[None]:
     """Around whatever opens it, a file or ``ARCHIVE!/MEMBER``: what goes wrong is told with the name of the file.
 
     Raises:

@@ -178,9 +178,9 @@ def _terms(given: Sequence[str] | None, *, kind: Literal["text", "image", "like"
     terms = []
     for text in given or ():
         what, weight = (text, 1.0) if kind != "text" and Path(text).exists() else weighted(text)
-        if kind == "image" and not picture_exists(Path(what)):
+        if kind == "image" and not picture_exists(what):
             raise InputError(f"There is no picture {shown(what)}.")
-        part: dict[str, Any] = {kind: Path(what) if kind == "image" else what}
+        part: dict[str, Any] = {kind: what}
         terms.append(Term(**part, weight=sign * weight))
     return terms
 

@@ -66,7 +66,7 @@ def serve(
         time_limit=time_limit,
         max_body=max_body * 2**20,
     )
-    folder = existing_index(index)
+    place = existing_index(index)
     try:
         import uvicorn
 
@@ -77,19 +77,19 @@ def serve(
         ) from e
     from fwd2bot_index.store import IndexStore
 
-    IndexStore.open(folder)  # an index that is not there is told now; one that goes later is waited for
+    IndexStore.open(place)  # an index that is not there is told now; one that goes later is waited for
 
     def load(manifest: Manifest) -> Compressor:
         return session.models.load(ModelChoice.of(manifest))
 
-    app = create_app(folder.absolute(), settings, load=load, text_encoder=session.models.text_encoder)
+    app = create_app(place, settings, load=load, text_encoder=session.models.text_encoder)
     config = uvicorn.Config(
         app, log_level="error", access_log=False, server_header=False, ws="none", timeout_graceful_shutdown=GRACE
     )
     with _listening(host, port) as listening:
         address = listening.getsockname()
         name = f"[{address[0]}]" if ":" in address[0] else address[0]
-        session.output.message(f"Serving {shown(folder)} at http://{name}:{address[1]}/ (Ctrl-C stops it).")
+        session.output.message(f"Serving {shown(place)} at http://{name}:{address[1]}/ (Ctrl-C stops it).")
         try:
             uvicorn.Server(config).run(sockets=[listening])
         except KeyboardInterrupt:

@@ -24,6 +24,7 @@ from fwd2bot_index.checkpoints import DEFAULT_MODEL
 from fwd2bot_index.config import DEFAULT_CODEC
 from fwd2bot_index.corpus import INDEX_FOLDER
 from fwd2bot_index.errors import Fwd2BotError, IndexCorruptedError, IndexMismatchError, InputError
+from fwd2bot_index.places import Place
 from fwd2bot_index.scenes import Caption, Question, Scene, ask, caption, render, scene
 
 if TYPE_CHECKING:
@@ -106,13 +107,14 @@ def _index(session: Session, folder: Path, drawn: Drawn) -> Corpus:
 
     choice = ModelChoice(name=DEFAULT_MODEL)
     path = folder / INDEX_FOLDER
+    place = Place.of(path)
 
     @cache
     def load() -> Compressor:
         return session.models.load(choice)
 
     def build() -> None:
-        report = run_index(session, [drawn.folder], path, choice, codec=DEFAULT_CODEC, load=load)
+        report = run_index(session, [drawn.folder], place, choice, codec=DEFAULT_CODEC, load=load)
         tell_interrupted(session.output, report)
         known = report.added + report.updated + report.renamed + report.unchanged
         session.output.data(f"Indexed {known} pictures in {report.seconds:.1f} s ({shown(path)}).")

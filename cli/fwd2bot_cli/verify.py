@@ -53,15 +53,15 @@ def verify(
         )
     if problem := _other_model(session, store.manifest):
         found.add(problem)
-    vectors = vector_files.problem(store.path)
+    vectors = vector_files.problem(store.place)
     if as_json:
         output.json(
-            {"index": str(store.path), "whole": found.whole, **asdict(found), "vector_index": vectors or "whole"}
+            {"index": str(store.place), "whole": found.whole, **asdict(found), "vector_index": vectors or "whole"}
         )
     else:
         output.fields(
             [
-                ("index", shown(store.path)),
+                ("index", shown(store.place)),
                 ("files", str(found.files)),
                 ("pictures", f"{found.pictures}, {found.decoded} of them decoded"),
                 ("skipped", str(found.skipped)),
@@ -78,7 +78,7 @@ def verify(
         output.message(f"{found.orphans} pictures have no file any more: `fwd2bot optimize` removes them.")
     if not found.whole:
         output.error(
-            f"{shown(store.path)} is damaged. What is whole can still be searched; to mend it, put back a copy, or "
+            f"{shown(store.place)} is damaged. What is whole can still be searched; to mend it, put back a copy, or "
             "delete the folder and index again."
         )
         raise typer.Exit(EXIT_DAMAGED)

@@ -34,11 +34,10 @@ from fwd2bot_serve.settings import Settings
 from fwd2bot_serve.work import ClientGoneError, Workers
 
 if TYPE_CHECKING:
-    from pathlib import Path as FilePath
-
     from fwd2bot_index.annotating import AnnotateReport
     from fwd2bot_index.config import Manifest
     from fwd2bot_index.corpus import Corpus
+    from fwd2bot_index.places import Place
     from fwd2bot_index.results import Hits
     from fwd2bot_index.text_encoder import TextEncoder
     from fwd2bot_index.types import Answer, Compressor, Hit
@@ -70,13 +69,13 @@ class Server:
 
 
 def create_app(
-    path: FilePath,
+    place: Place,
     settings: Settings,
     *,
     load: Callable[[Manifest], Compressor],
     text_encoder: Callable[[Manifest], TextEncoder | None],
 ) -> FastAPI:
-    """The server of the index in a folder.
+    """The server of an index.
 
     Args:
         load, text_encoder: see :class:`fwd2bot_serve.served.ServedIndex`.
@@ -85,7 +84,7 @@ def create_app(
     thread = ModelThread(batch_size=settings.batch_size, made=metrics.model_call)
     server = Server(
         settings=settings,
-        index=ServedIndex(path, load=load, text_encoder=text_encoder, thread=thread),
+        index=ServedIndex(place, load=load, text_encoder=text_encoder, thread=thread),
         workers=Workers(threads=settings.threads, most=settings.max_requests, time_limit=settings.time_limit),
         metrics=metrics,
         thumbnails=Thumbnails(),
@@ -539,7 +538,7 @@ async def status(request: Request) -> Response:
         now = server.index.status()
         corpus = server.index.corpus()
         return {
-            "index": str(corpus.path),
+            "index": str(corpus.place),
             "model": corpus.manifest.model,
             "model_state": server.index.model_state,
             "version": now.version,

@@ -12,13 +12,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from fwd2bot_index.config import Manifest
 from fwd2bot_index.corpus import Corpus
 from fwd2bot_index.errors import Fwd2BotError, IndexEmptyError, IndexNotFoundError
-from fwd2bot_index.store import IndexStore, StoreStats, is_being_written
+from fwd2bot_index.places import MANIFEST, Mark, Place
+from fwd2bot_index.store import IndexStore, StoreStats
 from fwd2bot_index.types import Compressor
 from fwd2bot_serve.batching import BatchedModel, ModelThread
 from fwd2bot_serve.failures import LoadingError
@@ -47,7 +47,7 @@ class ServedIndex:
 
     def __init__(
         self,
-        path: Path,
+        place: Place,
         *,
         load: Callable[[Manifest], Compressor],
         text_encoder: Callable[[Manifest], TextEncoder | None],
@@ -59,12 +59,12 @@ class ServedIndex:
             text_encoder: what embeds texts as long as the model is being loaded; None where only the model can.
             thread: the model's.
         """
-        self.path = path
+        self.place = place
         self._load = load
         self._text_encoder = text_encoder
         self._thread = thread
         self._lock = threading.Lock()
-        self._stamp: tuple[int, int] | None = None
+        self._stamp: Mark | None = None
         self._corpus: Corpus | None = None
         self._model: BatchedModel | None = None
         self._model_error: Fwd2BotError | None = None
@@ -103,7 +103,7 @@ class ServedIndex:
         Raises:
             As :meth:`corpus`.
         """
-        return Corpus.open(self.path, model=self.corpus().model)
+        return Corpus.open(self.place, model=self.corpus().model)
 
     def warm_up(self) -> None:
         """Make the first search, which loads what all need; wait for an index where there is none.
@@ -130,7 +130,7 @@ class ServedIndex:
         version = corpus.version
         if self._stats is None or self._stats[0] != version:
             self._stats = version, corpus.stats()
-        return Status(version=version, stats=self._stats[1], is_being_written=is_being_written(self.path))
+        return Status(version=version, stats=self._stats[1], is_being_written=self.place.is_being_written())
 
     def facets(self) -> list[Facet]:
         """
@@ -143,27 +143,26 @@ class ServedIndex:
             self._facets = version, corpus.facets()
         return self._facets[1]
 
-    def look(self) -> tuple[int, int]:
+    def look(self) -> Mark:
         """Which manifest is there.
 
         Raises:
             IndexNotFoundError: none.
         """
         try:
-            status = (self.path / "manifest.json").stat()
+            return self.place.mark(MANIFEST)
         except OSError:
             raise IndexNotFoundError(
-                f"There is no index in {self.path} any more: this server goes on as soon as there is one again."
+                f"There is no index in {self.place} any more: this server goes on as soon as there is one again."
             ) from None
-        return status.st_ino, status.st_mtime_ns
 
     def _open(self) -> Corpus:
-        manifest = IndexStore.open(self.path).manifest
+        manifest = IndexStore.open(self.place).manifest
         if manifest.model_fingerprint != self._wanted:
             self._wanted, self._model, self._model_error = manifest.model_fingerprint, None, None
             threading.Thread(target=self._load_model, args=(manifest,), name="loading", daemon=True).start()
         corpus = Corpus.open(
-            self.path, model=partial(self._loaded, manifest), text_encoder=partial(self._text_encoder, manifest)
+            self.place, model=partial(self._loaded, manifest), text_encoder=partial(self._text_encoder, manifest)
         )
         if self._model is not None:
             _ = corpus.model

@@ -157,7 +157,7 @@ def grow(store: IndexStore, rows: int) -> float | None:
     started = time.perf_counter()
     while there < rows:
         count = min(ROWS_PER_COMMIT, rows - there)
-        with writing(store.path):
+        with writing(store.place):
             add(store, there, count)
         there += count
         print(f"{there:,} of {rows:,} pictures", end="\r", file=sys.stderr, flush=True)
@@ -165,8 +165,8 @@ def grow(store: IndexStore, rows: int) -> float | None:
         return None
     speed = (there - first) / (time.perf_counter() - started)
     fwd2bot_index.store.KEEP_VERSIONS = timedelta(0)  # type: ignore[misc]  # so that sizes are those of one version
-    with writing(store.path):
-        IndexStore.open(store.path).optimize()
+    with writing(store.place):
+        IndexStore.open(store.place).optimize()
     return speed
 
 

@@ -112,7 +112,7 @@ def measure(store: IndexStore, kind: Choice, texts: Float32, pictures: Float32) 
     files = build_vectors(store, kind)
     build_seconds = time.perf_counter() - started
     before, started = _resident(), time.perf_counter()
-    index = Corpus.open(store.path, model=_no_model)
+    index = Corpus.open(store.place, model=_no_model)
     index.search_embedding(texts[0])
     opening_seconds, resident = time.perf_counter() - started, _resident() - before
     searcher = Searcher.of(store)

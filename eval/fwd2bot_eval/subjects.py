@@ -200,7 +200,7 @@ class Fwd2BotSubject:
         return {
             "columns": self.columns,
             "codec": codec,
-            "index": str(self._index.path) if self._index else None,
+            "index": str(self._index.place) if self._index else None,
             "uncompressed": self._uncompressed_name if self._baselines else None,
             "matching_prompt": self.model.config.matching_prompt,
             "caption_prompt": self.model.config.caption_prompt,

@@ -60,7 +60,7 @@ def test_yes_and_no_are_true_and_false(store: IndexStore) -> None:
     annotate(store, FakeModel(), "is it red?", "is_red", choices=["yes", "no"])
     assert str(store.user_columns()["is_red"]) == "bool"
     assert column(store, "is_red") == {name: name.startswith("red") for name in column(store, "is_red")}
-    index = Corpus.open(store.path, model=FakeModel())
+    index = Corpus.open(store.place.folder, model=FakeModel())
     hits = index.search("green", top=20, where="is_red AND is_red_confidence > 0.9")
     assert {Path(hit.uri).name for hit in hits} == {f"red{i}.png" for i in range(5)}
     assert len(index.search("green", top=20, where="NOT is_red")) == 10
@@ -77,7 +77,7 @@ def test_what_is_new_is_added_and_the_rest_left(store: IndexStore, photos: Path)
     annotate(store, FakeModel(), "which colour?", "colour")
     shutil.copy(photos / "red0.png", photos / "copy.png")
     write(photos, {"new.png": plain(GREEN, (77, 7))})
-    store = indexed(photos, store.path)
+    store = indexed(photos, store.place.folder)
     assert column(store, "colour")["new.png"] is None
     asked = Counting()
     report = annotate(store, asked, "which colour?", "colour")
@@ -92,7 +92,7 @@ def test_what_is_new_is_added_and_the_rest_left(store: IndexStore, photos: Path)
 def test_copies_share_an_answer(store: IndexStore, photos: Path) -> None:
     for i in range(3):
         shutil.copy(photos / "blue1.png", photos / f"copy{i}.png")
-    store = indexed(photos, store.path)
+    store = indexed(photos, store.place.folder)
     asked = Counting()
     assert annotate(store, asked, "which colour?", "colour").answered == 18
     assert asked.asked == 15
@@ -103,7 +103,7 @@ def test_another_picture_under_the_name_loses_the_answer(store: IndexStore, phot
     annotate(store, FakeModel(), "which colour?", "colour")
     annotate(store, FakeModel(), "is it red?", "is_red", choices=["yes", "no"])
     write(photos, {"red0.png": plain(BLUE, (55, 5)), "red1.png": (photos / "red1.png").read_bytes()})
-    store = indexed(photos, store.path)
+    store = indexed(photos, store.place.folder)
     for name in ("colour", "colour_confidence", "is_red", "is_red_confidence"):
         assert column(store, name)["red0.png"] is None
         assert column(store, name)["red1.png"] is not None  # written again, but the same

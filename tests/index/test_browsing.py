@@ -17,8 +17,9 @@ from stored_rows import E, commit, row
 
 from fwd2bot_index.corpus import Corpus
 from fwd2bot_index.errors import InputError
+from fwd2bot_index.places import Place
 from fwd2bot_index.queries import weighted
-from fwd2bot_index.store import IndexStore, is_being_written, writing
+from fwd2bot_index.store import IndexStore, writing
 from fwd2bot_index.thumbnails import small_jpeg
 
 
@@ -32,7 +33,7 @@ def store(tmp_path: Path) -> IndexStore:
 
 @pytest.fixture
 def corpus(store: IndexStore) -> Corpus:
-    return Corpus.open(store.path, model=FakeModel)
+    return Corpus.open(store.place.folder, model=FakeModel)
 
 
 def test_the_newest_first(corpus: Corpus) -> None:
@@ -103,11 +104,11 @@ def test_threads_read_while_another_process_would_write(store: IndexStore, corpu
 
 
 def test_whether_it_is_being_written(store: IndexStore, tmp_path: Path) -> None:
-    assert not is_being_written(store.path)
-    with writing(store.path):
-        assert is_being_written(store.path)
-    assert not is_being_written(store.path)
-    assert not is_being_written(tmp_path / "nowhere")
+    assert not store.place.is_being_written()
+    with writing(store.place.folder):
+        assert store.place.is_being_written()
+    assert not store.place.is_being_written()
+    assert not Place.of(tmp_path / "nowhere").is_being_written()
 
 
 @pytest.mark.parametrize(

@@ -49,8 +49,8 @@ def index(photos: Path, tmp_path: Path) -> Corpus:
 
 
 def reindexed(photos: Path, index: Corpus) -> Corpus:
-    index_images([photos], index.path, FakeModel(), codec="int8")
-    return Corpus.open(index.path, model=FakeModel())
+    index_images([photos], index.place.folder, FakeModel(), codec="int8")
+    return Corpus.open(index.place.folder, model=FakeModel())
 
 
 def names(hits: list[Hit]) -> list[str]:
@@ -169,7 +169,7 @@ def test_like_a_picture_of_the_index(index: Corpus, photos: Path, monkeypatch: p
     index = reindexed(photos, index)
     [purple] = index.search("red", "blue", top=1)
     shutil.rmtree(photos)  # the file is not opened
-    opened = Corpus.open(index.path, model=unwanted)
+    opened = Corpus.open(index.place.folder, model=unwanted)
     monkeypatch.chdir(photos.parent)
     for like in (purple, purple.uri, "photos/purple.png", purple.id, purple.id[:6]):
         hits = opened.search(like=like)
@@ -228,7 +228,7 @@ def test_only_what_fulfils_a_condition(index: Corpus) -> None:
 def test_a_trained_index_answers_alike(index: Corpus, photos: Path) -> None:
     before = {word: index.search(word, top=3) for word in ("red", "green")}
     build_vectors(index._store, "ivf")
-    opened = Corpus.open(index.path, model=FakeModel())
+    opened = Corpus.open(index.place.folder, model=FakeModel())
     for word, hits in before.items():
         found = opened.search(word, top=3)
         assert names(found) == names(hits)
@@ -259,7 +259,7 @@ def test_an_index_that_is_rewritten_in_the_middle_of_a_search(
         found = nearest(self, *args, **options)  # type: ignore[arg-type]
         if not rewritten:
             rewritten.append(True)
-            other = IndexStore.open(index.path)
+            other = IndexStore.open(index.place.folder)
             other.set_columns([str(photos / "red.png")], pa.table({"year": [2020]}))
             other.remove([str(photos / "blue.png")])
             other.optimize()  # leaves nothing of the version that is being read
@@ -273,7 +273,7 @@ def test_an_index_that_is_rewritten_in_the_middle_of_a_search(
 def test_real_damage_is_told(index: Corpus) -> None:
     build_vectors(index._store, "ivf")
     index.search("red")
-    for file in (index.path / "images.lance" / "data").iterdir():
+    for file in (index.place.folder / "images.lance" / "data").iterdir():
         file.unlink()
     with pytest.raises(IndexCorruptedError, match="is damaged"):
         index.search("red")
@@ -340,7 +340,7 @@ def test_a_file_that_was_skipped_is_not_found(index: Corpus, photos: Path) -> No
 def test_an_empty_index_says_so(index: Corpus, photos: Path) -> None:
     hits = index.search("red", top=1)
     index._store.remove([str(photos / name) for name in FILES])
-    empty = Corpus.open(index.path, model=unwanted)
+    empty = Corpus.open(index.place.folder, model=unwanted)
     assert len(empty) == 0
     for ask in (
         lambda: empty.search("red"),
@@ -362,7 +362,7 @@ def test_the_model_is_loaded_once_and_only_when_needed(index: Corpus, photos: Pa
         loads.append(1)
         return FakeModel()
 
-    opened = Corpus.open(index.path, model=load)
+    opened = Corpus.open(index.place.folder, model=load)
     opened.stats()
     opened.find(photos / "red.png")
     opened.search_embedding(np.array([1, 0, 0], np.float32))
@@ -373,20 +373,20 @@ def test_the_model_is_loaded_once_and_only_when_needed(index: Corpus, photos: Pa
 
 def test_another_model_is_refused(index: Corpus) -> None:
     with pytest.raises(IndexMismatchError, match="other weights"):
-        Corpus.open(index.path, model=FakeModel(fingerprint="fake-2")).search("red")
+        Corpus.open(index.place.folder, model=FakeModel(fingerprint="fake-2")).search("red")
 
 
 def test_the_manifest_names_the_model_that_is_loaded(index: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(corpus, "_load", lambda manifest: FakeModel(name=manifest.model))
     monkeypatch.setattr(corpus, "_load_text_encoder", lambda manifest: None)
     monkeypatch.setattr(corpus, "_load_text_encoder", lambda manifest: None)
-    assert Corpus.open(index.path).search("red")[0].uri.endswith("red.png")
+    assert Corpus.open(index.place.folder).search("red")[0].uri.endswith("red.png")
 
 
 def test_an_index_is_found_upward(index: Corpus, photos: Path) -> None:
     with pytest.raises(IndexNotFoundError, match=r"photos/sub.*fwd2bot index FOLDER"):
         find_index(photos / "sub")
-    shutil.copytree(index.path, photos / ".fwd2bot")
+    shutil.copytree(index.place.folder, photos / ".fwd2bot")
     assert find_index(photos / "sub") == photos / ".fwd2bot"
     assert find_index(photos) == photos / ".fwd2bot"
     (photos / "sub" / ".fwd2bot").mkdir()  # no index: the search goes on
@@ -408,7 +408,11 @@ def test_searching_by_embedding_needs_no_torch(index: Corpus) -> None:
         "print(len(Corpus.open(sys.argv[1]).search_embedding(np.ones(3, np.float32)))); print(*sys.modules)"
     )
     done = subprocess.run(
-        [sys.executable, "-P", "-c", code, str(index.path)], capture_output=True, text=True, check=True, timeout=300
+        [sys.executable, "-P", "-c", code, str(index.place.folder)],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=300,
     )
     count, modules = done.stdout.splitlines()
     assert count == "3"

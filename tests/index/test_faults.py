@@ -20,7 +20,7 @@ from fakes import FakeModel
 from pictures import plain, write
 from safetensors.numpy import load, save
 
-from fwd2bot_index import first_pictures
+from fwd2bot_index import first_pictures, places
 from fwd2bot_index import store as store_module
 from fwd2bot_index.decoding import content_id
 from fwd2bot_index.errors import IndexBusyError, IndexWriteError
@@ -262,7 +262,7 @@ def test_no_room_for_the_first_pictures(place: Place, monkeypatch: pytest.Monkey
     def no_space(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(first_pictures, "write_atomically", no_space)
+    monkeypatch.setattr(places, "write_atomically", no_space)
     with pytest.raises(IndexWriteError, match="No space left"):
         first_run(place, FakeModel())
     monkeypatch.undo()

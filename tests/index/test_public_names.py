@@ -15,7 +15,7 @@ NAMES = {
     "Term", "index_images",
     "Fwd2BotError", "ImageError", "IndexCorruptedError", "IndexEmptyError", "IndexError_", "IndexMismatchError",
     "IndexNotFoundError", "IndexWriteError", "InputError", "ModelError", "UnsupportedFamilyError", "IndexBusyError",
-    "NothingToIndexError",
+    "NothingToIndexError", "ObjectStoreError",
 }  # fmt: skip
 
 

@@ -27,7 +27,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     store.set_columns(
         [f"/photos/{n}.jpg" for n in range(2000)], pa.table({"year": [1900 + n % 100 for n in range(2000)]})
     )
-    return store.path
+    return store.place.folder
 
 
 @pytest.fixture
@@ -160,7 +160,7 @@ def test_more_is_asked_for_than_there_is(store: IndexStore) -> None:
 def test_lance_has_an_index_of_its_own(store: IndexStore) -> None:
     build_vectors(store, "ivf")
     assert build_vectors(store, "lance") is None
-    assert not list((store.path / "faiss").glob("*.faiss"))
+    assert not list((store.place.folder / "faiss").glob("*.faiss"))
     assert plan_of(store).method == "lance IVF_RQ"
     check(store)
     commit(store, row(5000))
@@ -190,44 +190,44 @@ def test_an_index_of_no_pictures(tmp_path: Path) -> None:
 
 
 def damage_index(store: IndexStore) -> None:
-    next((store.path / "faiss").glob("*.faiss")).write_bytes(b"\0" * 100)
+    next((store.place.folder / "faiss").glob("*.faiss")).write_bytes(b"\0" * 100)
 
 
 def damage_description(store: IndexStore) -> None:
-    (store.path / "faiss" / "current.json").write_text('{"name": "../x"}')
+    (store.place.folder / "faiss" / "current.json").write_text('{"name": "../x"}')
 
 
 def damage_positions(store: IndexStore) -> None:
-    path = next((store.path / "faiss").glob("*.safetensors"))
+    path = next((store.place.folder / "faiss").glob("*.safetensors"))
     path.write_bytes(b"\xff" * path.stat().st_size)
 
 
 def lose_a_file(store: IndexStore) -> None:
-    next((store.path / "faiss").glob("*.faiss")).unlink()
+    next((store.place.folder / "faiss").glob("*.faiss")).unlink()
 
 
 @pytest.mark.parametrize("damage", [damage_index, damage_description, damage_positions, lose_a_file])
 @pytest.mark.parametrize("kind", ["ivf", "hnsw"])
 def test_a_damaged_vector_index_is_done_without(store: IndexStore, kind: Choice, damage) -> None:  # type: ignore[no-untyped-def]
     build_vectors(store, kind)
-    assert vector_files.problem(store.path) is None
+    assert vector_files.problem(store.place) is None
     damage(store)
     assert plan_of(store).unusable
     assert plan_of(store).method == "exact"
-    assert vector_files.problem(store.path)
+    assert vector_files.problem(store.place)
     check(store, least=1.0)
     build_vectors(store, kind)
     assert plan_of(store).unusable is None
-    assert len(list((store.path / "faiss").iterdir())) == 3
+    assert len(list((store.place.folder / "faiss").iterdir())) == 3
 
 
 def test_a_byte_that_changed_is_found(store: IndexStore) -> None:
     build_vectors(store, "ivf")
-    path = next((store.path / "faiss").glob("*.faiss"))
+    path = next((store.place.folder / "faiss").glob("*.faiss"))
     raw = bytearray(path.read_bytes())
     raw[len(raw) // 2] ^= 1
     path.write_bytes(bytes(raw))
-    assert vector_files.problem(store.path) == "its bytes are not those that were written"
+    assert vector_files.problem(store.place) == "its bytes are not those that were written"
 
 
 # ---- choosing

@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 from fakes import manifest
 
+from fwd2bot_index import places
 from fwd2bot_index import store as store_module
 from fwd2bot_index.codec import fit_codec, fit_to_bytes
 from fwd2bot_index.errors import (
@@ -130,7 +131,7 @@ def test_order_survives_updates_deletions_and_merges(store: IndexStore, monkeypa
             store.tidy()
             assert store.stats().pictures == len(alive)
     check_whole(store, alive)
-    check_whole(IndexStore.open(store.path), alive)
+    check_whole(IndexStore.open(store.place.folder), alive)
 
 
 @pytest.mark.parametrize("name", ["it's.jpg", 'a "b".jpg', "a\\b\n%_.jpg", "ÅΩ猫🐈.jpg", "'); drop--.jpg"])
@@ -165,16 +166,16 @@ def test_many_small_commits_do_not_pile_up(store: IndexStore, monkeypatch: pytes
     monkeypatch.setattr(store_module, "KEEP_VERSIONS", timedelta(0))
     for n in range(20):
         commit(store, n)
-    files = sum(1 for p in store.path.rglob("*") if p.is_file())
+    files = sum(1 for p in store.place.folder.rglob("*") if p.is_file())
     store.tidy()
-    assert sum(1 for p in store.path.rglob("*") if p.is_file()) < files / 4
+    assert sum(1 for p in store.place.folder.rglob("*") if p.is_file()) < files / 4
     check_whole(store, set(range(20)))
 
 
 def test_a_reader_sees_commits_and_outlives_a_cleanup(store: IndexStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store_module, "KEEP_VERSIONS", timedelta(0))
     commit(store, 1)
-    reader = IndexStore.open(store.path)
+    reader = IndexStore.open(store.place.folder)
     for n in range(2, 14):
         commit(store, n)
     store.tidy()
@@ -191,7 +192,11 @@ nearest = db.open_table("images").search([0.004] * 4).limit(1).to_list()[0]["uri
 print(json.dumps([nearest, db.open_table("tokens").count_rows()]))
 """
     done = subprocess.run(
-        [sys.executable, "-P", "-c", code, str(store.path)], capture_output=True, text=True, check=True, timeout=300
+        [sys.executable, "-P", "-c", code, str(store.place.folder)],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=300,
     )
     assert json.loads(done.stdout) == ["/photos/4.jpg", 5]
 
@@ -207,7 +212,7 @@ def test_tokens_are_written_before_rows(store: IndexStore, monkeypatch: pytest.M
     with pytest.raises(KeyboardInterrupt):
         commit(store, 1)
     monkeypatch.undo()
-    again = IndexStore.open(store.path)
+    again = IndexStore.open(store.place.folder)
     assert (again.stats().files, again.stats().pictures) == (0, 1)
     commit(again, 1)
     assert (again.stats().files, again.stats().pictures) == (1, 1)
@@ -215,22 +220,22 @@ def test_tokens_are_written_before_rows(store: IndexStore, monkeypatch: pytest.M
 
 
 def test_leftovers_of_a_crash_at_creation_are_no_obstacle(store: IndexStore) -> None:
-    (store.path / "manifest.json").unlink()
-    (store.path / "manifest.json.tmp").write_text("{")
+    (store.place.folder / "manifest.json").unlink()
+    (store.place.folder / "manifest.json.tmp").write_text("{")
     with pytest.raises(IndexNotFoundError):
-        IndexStore.open(store.path)
-    commit(IndexStore.create(store.path, MANIFEST), 1)
-    check_whole(IndexStore.open(store.path), {1})
+        IndexStore.open(store.place.folder)
+    commit(IndexStore.create(store.place.folder, MANIFEST), 1)
+    check_whole(IndexStore.open(store.place.folder), {1})
 
 
 def test_pictures_without_a_manifest_are_not_overwritten(store: IndexStore) -> None:
     commit(store, 1)
-    manifest = (store.path / "manifest.json").read_text()
-    (store.path / "manifest.json").unlink()
+    manifest = (store.place.folder / "manifest.json").read_text()
+    (store.place.folder / "manifest.json").unlink()
     with pytest.raises(IndexCorruptedError, match=r"lost its manifest\.json"):
-        IndexStore.create(store.path, MANIFEST)
-    (store.path / "manifest.json").write_text(manifest)
-    check_whole(IndexStore.open(store.path), {1})
+        IndexStore.create(store.place.folder, MANIFEST)
+    (store.place.folder / "manifest.json").write_text(manifest)
+    check_whole(IndexStore.open(store.place.folder), {1})
 
 
 # ---- damage
@@ -262,16 +267,16 @@ def test_no_index(tmp_path: Path) -> None:
 def test_a_manifest_that_cannot_be_trusted(
     store: IndexStore, change: Callable[[dict[str, object]], str], error: type[Exception], match: str
 ) -> None:
-    path = store.path / "manifest.json"
+    path = store.place.folder / "manifest.json"
     path.write_text(change(json.loads(path.read_text())))
     with pytest.raises(error, match=match):
-        IndexStore.open(store.path)
+        IndexStore.open(store.place.folder)
 
 
 def test_a_manifest_of_random_bytes(store: IndexStore) -> None:
-    (store.path / "manifest.json").write_bytes(b"\xff\xfe\x00garbage")
+    (store.place.folder / "manifest.json").write_bytes(b"\xff\xfe\x00garbage")
     with pytest.raises(IndexCorruptedError, match=r"manifest\.json"):
-        IndexStore.open(store.path)
+        IndexStore.open(store.place.folder)
 
 
 @pytest.fixture
@@ -283,12 +288,12 @@ def fitted(tmp_path: Path) -> IndexStore:
 
 def test_a_fit_is_read_again_with_the_index(fitted: IndexStore) -> None:
     tokens = np.random.default_rng(1).normal(size=(2, K, D)).astype(np.float32)
-    for number, store in ((0, fitted), (1, IndexStore.open(fitted.path))):
+    for number, store in ((0, fitted), (1, IndexStore.open(fitted.place.folder))):
         store.commit([picture(number)], {picture(number).id or "": tokens[number]})
     ids = [picture(n).id or "" for n in (0, 1)]
     codec = fit_codec("pq16", np.random.default_rng(0).normal(size=(50, K, D)).astype(np.float32))
     expected = codec.decode(codec.encode(tokens), k=K, d=D)
-    np.testing.assert_array_equal(IndexStore.open(fitted.path).tokens(ids), expected)
+    np.testing.assert_array_equal(IndexStore.open(fitted.place.folder).tokens(ids), expected)
 
 
 @pytest.mark.parametrize(
@@ -301,54 +306,54 @@ def test_a_fit_is_read_again_with_the_index(fitted: IndexStore) -> None:
     ],
 )
 def test_a_fit_that_is_damaged(fitted: IndexStore, damage: Callable[[Path], object], match: str) -> None:
-    damage(fitted.path / "codec.safetensors")
+    damage(fitted.place.folder / "codec.safetensors")
     with pytest.raises(IndexCorruptedError, match=rf"codec\.safetensors {match}"):
-        IndexStore.open(fitted.path)
+        IndexStore.open(fitted.place.folder)
 
 
 def test_a_fit_for_other_tokens_is_refused(fitted: IndexStore) -> None:
     """Also where manifest and file agree with each other."""
     codec = fit_codec("pq16", np.ones((1, K, D + 1), np.float32))
     raw = fit_to_bytes(codec) or b""
-    (fitted.path / "codec.safetensors").write_bytes(raw)
+    (fitted.place.folder / "codec.safetensors").write_bytes(raw)
     manifest = replace(fitted.manifest, codec_sha256=hashlib.sha256(raw).hexdigest())
-    (fitted.path / "manifest.json").write_text(manifest.to_json())
+    (fitted.place.folder / "manifest.json").write_text(manifest.to_json())
     with pytest.raises(IndexCorruptedError, match="does not hold a fit for 2 tokens of size 3"):
-        IndexStore.open(fitted.path)
+        IndexStore.open(fitted.place.folder)
 
 
 def test_a_fit_is_never_given_more_memory_than_its_file_has_bytes(fitted: IndexStore) -> None:
     manifest = replace(fitted.manifest, num_summary_tokens=4096, token_dim=65536)
-    (fitted.path / "manifest.json").write_text(manifest.to_json())
+    (fitted.place.folder / "manifest.json").write_text(manifest.to_json())
     tracemalloc.start()
     try:
         with pytest.raises(IndexCorruptedError, match="does not hold a fit for 4096 tokens of size 65536"):
-            IndexStore.open(fitted.path)
+            IndexStore.open(fitted.place.folder)
         assert tracemalloc.get_traced_memory()[1] < 2**25
     finally:
         tracemalloc.stop()
 
 
 def test_the_fit_of_an_index_that_was_never_finished_goes(fitted: IndexStore) -> None:
-    (fitted.path / "manifest.json").unlink()
-    IndexStore.create(fitted.path, MANIFEST)
-    assert not (fitted.path / "codec.safetensors").exists()
+    (fitted.place.folder / "manifest.json").unlink()
+    IndexStore.create(fitted.place.folder, MANIFEST)
+    assert not (fitted.place.folder / "codec.safetensors").exists()
 
 
 @pytest.mark.parametrize("name", ["images.lance", "tokens.lance"])
 def test_a_dataset_that_is_missing(store: IndexStore, name: str) -> None:
-    shutil.rmtree(store.path / name)
+    shutil.rmtree(store.place.folder / name)
     with pytest.raises(IndexCorruptedError, match=name):
-        IndexStore.open(store.path)
+        IndexStore.open(store.place.folder)
 
 
 @pytest.mark.parametrize("folder", ["_versions", "data"])
 def test_a_dataset_that_is_truncated(store: IndexStore, folder: str) -> None:
     commit(store, 1)
-    for path in (store.path / "images.lance" / folder).iterdir():
+    for path in (store.place.folder / "images.lance" / folder).iterdir():
         os.truncate(path, 20)
     with pytest.raises(IndexCorruptedError, match="index again"):
-        IndexStore.open(store.path).embeddings()
+        IndexStore.open(store.place.folder).embeddings()
 
 
 def test_tokens_that_are_missing(store: IndexStore) -> None:
@@ -391,9 +396,9 @@ def test_a_read_only_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert not (tmp_path / "index").exists()
 
 
-def test_an_object_store_is_refused_rather_than_made_a_folder() -> None:
-    with pytest.raises(InputError, match="s3://bucket/index"):
-        IndexStore.create("s3://bucket/index", MANIFEST)
+def test_a_store_that_is_not_known_is_refused_rather_than_made_a_folder() -> None:
+    with pytest.raises(InputError, match="ftp://bucket/index"):
+        IndexStore.create("ftp://bucket/index", MANIFEST)
 
 
 @pytest.fixture
@@ -410,10 +415,10 @@ def full_disk() -> Iterator[None]:
 def test_a_full_disk_leaves_the_index_as_it_was(store: IndexStore, request: pytest.FixtureRequest) -> None:
     commit(store, 1, 2)
     request.getfixturevalue("full_disk")
-    with pytest.raises(IndexWriteError, match=str(store.path)):
+    with pytest.raises(IndexWriteError, match=str(store.place.folder)):
         commit(store, 3)
     check_whole(store, {1, 2})
-    check_whole(IndexStore.open(store.path), {1, 2})
+    check_whole(IndexStore.open(store.place.folder), {1, 2})
 
 
 @pytest.mark.parametrize(
@@ -438,14 +443,14 @@ def test_no_space_is_named(
     with pytest.raises(IndexWriteError, match="No space left on device"):
         write(store)
     monkeypatch.undo()
-    check_whole(IndexStore.open(store.path), {1})
+    check_whole(IndexStore.open(store.place.folder), {1})
 
 
 def test_creation_on_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_space(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(store_module, "write_atomically", no_space)
+    monkeypatch.setattr(places, "write_atomically", no_space)
     with pytest.raises(IndexWriteError, match="No space left on device"):
         IndexStore.create(tmp_path / "index", MANIFEST)
     assert list(tmp_path.iterdir()) == []

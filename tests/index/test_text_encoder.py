@@ -356,16 +356,16 @@ def test_a_text_search_needs_no_torch(index: Corpus) -> None:
         "print(*sys.modules, file=sys.stderr); sys.exit(code)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, str(index.path)],
+        [sys.executable, "-c", code, str(index.place.folder)],
         capture_output=True,
         text=True,
         check=False,
         timeout=300,
-        cwd=index.path,
+        cwd=index.place.folder,
     )
     assert done.returncode == 0, done.stderr
     rows = [line.split("\t") for line in done.stdout.splitlines()]
     # a path near the current folder is shown relative to it
-    assert [os.path.abspath(index.path / row[3]) for row in rows] == [hit.uri for hit in hits]
+    assert [os.path.abspath(index.place.folder / row[3]) for row in rows] == [hit.uri for hit in hits]
     assert [float(row[1]) for row in rows] == pytest.approx([hit.score for hit in hits], abs=2e-3)
     assert not {"torch", "transformers", "peft", "lancedb"} & set(done.stderr.split())

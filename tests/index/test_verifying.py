@@ -63,7 +63,7 @@ def set_column(
     store: IndexStore, table: str, key: str, value: str, column: str, change: Callable[[object], object]
 ) -> None:
     """Give one cell another value, past all checks."""
-    dataset = lance.dataset(str(store.path / f"{table}.lance"))
+    dataset = lance.dataset(str(store.place.folder / f"{table}.lance"))
     rows = dataset.to_table(filter=f"{key} = '{value}'")
     [cell] = rows.column(column).to_pylist()
     index = rows.schema.get_field_index(column)
@@ -74,7 +74,7 @@ def set_column(
 
 
 def problems(store: IndexStore) -> list[str]:
-    found = verify(IndexStore.open(store.path))
+    found = verify(IndexStore.open(store.place.folder))
     assert found.whole == (not found.problems)
     assert found.problem_count == len(found.problems)
     return found.problems
@@ -136,14 +136,14 @@ def test_a_changed_payload(store: IndexStore, column: str) -> None:
     set_column(store, "tokens", "id", id_of(7), column, change)
     assert problems(store) == [f"{id_of(7)} has summary tokens that are not what was written (checksum)."]
     with pytest.raises(IndexCorruptedError, match=f"{id_of(7)} are not what was written"):
-        IndexStore.open(store.path).tokens([id_of(6), id_of(7)])
-    assert IndexStore.open(store.path).tokens([id_of(6), id_of(8)]).shape == (2, K, D)
+        IndexStore.open(store.place.folder).tokens([id_of(6), id_of(7)])
+    assert IndexStore.open(store.place.folder).tokens([id_of(6), id_of(8)]).shape == (2, K, D)
 
 
 def test_a_byte_that_flips_on_disk(store: IndexStore) -> None:
     """What Lance itself does not notice."""
     number, pattern = 33, np.full(K * D, 33, np.float16).tobytes()
-    [path] = [p for p in (store.path / "tokens.lance" / "data").iterdir() if pattern in p.read_bytes()]
+    [path] = [p for p in (store.place.folder / "tokens.lance" / "data").iterdir() if pattern in p.read_bytes()]
     content = bytearray(path.read_bytes())
     content[content.index(pattern) + 5] ^= 4
     path.write_bytes(content)
@@ -153,21 +153,21 @@ def test_a_byte_that_flips_on_disk(store: IndexStore) -> None:
 def test_a_payload_that_no_encoder_writes(store: IndexStore) -> None:
     bad = np.full((1, K * D), np.nan, np.float16).view(np.uint8)
     table = store_module._tokens_table([id_of(7)], bad)
-    lance.dataset(str(store.path / "tokens.lance")).merge_insert("id").when_matched_update_all().execute(table)
+    lance.dataset(str(store.place.folder / "tokens.lance")).merge_insert("id").when_matched_update_all().execute(table)
     assert problems(store) == [f"{id_of(7)} has summary tokens that cannot be decoded."]
 
 
 def test_missing_tokens_and_tokens_without_a_row(store: IndexStore) -> None:
-    lance.dataset(str(store.path / "tokens.lance")).delete(f"id = '{id_of(7)}'")
-    lance.dataset(str(store.path / "images.lance")).delete(f"id = '{id_of(8)}'")
-    found = verify(IndexStore.open(store.path))
+    lance.dataset(str(store.place.folder / "tokens.lance")).delete(f"id = '{id_of(7)}'")
+    lance.dataset(str(store.place.folder / "images.lance")).delete(f"id = '{id_of(8)}'")
+    found = verify(IndexStore.open(store.place.folder))
     assert found.problems == [f"{id_of(7)} has a row and no summary tokens."]
     assert found.orphans == 1
 
 
 @pytest.mark.parametrize(("table", "what"), [("images", "file"), ("tokens", "picture")])
 def test_doubled_rows(store: IndexStore, table: str, what: str) -> None:
-    dataset = lance.dataset(str(store.path / f"{table}.lance"))
+    dataset = lance.dataset(str(store.place.folder / f"{table}.lance"))
     dataset.insert(dataset.to_table(limit=1))
     assert problems(store) == [f"{table}.lance has 1 rows too many: a {what} is there twice."]
 
@@ -178,9 +178,9 @@ def test_a_file_that_is_truncated_hides_nothing_else(store: IndexStore, table: s
         set_column(store, "tokens", "id", id_of(1), "checksum", lambda old: old ^ 1)
     else:
         set_column(store, "images", "uri", "/photos/1.jpg", "size", lambda _: -1)
-    fragments = lance.dataset(str(store.path / f"{table}.lance")).get_fragments()
+    fragments = lance.dataset(str(store.place.folder / f"{table}.lance")).get_fragments()
     file = fragments[1].data_files()[0].path
-    path = store.path / f"{table}.lance" / "data" / file
+    path = store.place.folder / f"{table}.lance" / "data" / file
     os.truncate(path, path.stat().st_size // 2)
     named = problems(store)
     assert any(sentence.startswith(f"{table}.lance/data/{file} cannot be read (20 rows)") for sentence in named), named
@@ -189,10 +189,10 @@ def test_a_file_that_is_truncated_hides_nothing_else(store: IndexStore, table: s
 
 def test_the_number_of_problems_is_bounded(store: IndexStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fwd2bot_index.verifying.PROBLEMS_NAMED", 5)
-    for path in (store.path / "tokens.lance" / "data").iterdir():
+    for path in (store.place.folder / "tokens.lance" / "data").iterdir():
         path.write_bytes(path.read_bytes().replace(np.float16(1).tobytes(), np.float16(2).tobytes()))
-    lance.dataset(str(store.path / "tokens.lance")).delete("id > '0'")
-    found = verify(IndexStore.open(store.path))
+    lance.dataset(str(store.place.folder / "tokens.lance")).delete("id > '0'")
+    found = verify(IndexStore.open(store.place.folder))
     assert (found.problem_count, len(found.problems)) == (60, 5)
 
 
@@ -219,21 +219,21 @@ def test_optimising_keeps_everything_and_leaves_nothing_else(
     monkeypatch.setattr(store_module, "KEEP_VERSIONS", timedelta(0))
     monkeypatch.setattr(store_module, "INDEXED_ROWS", 10)
     store.remove([f"/photos/{n}.jpg" for n in range(10)])
-    (store.path / "tokens.lance" / "data" / "of-a-dead-process.lance").write_bytes(b"x" * 100_000)
-    (store.path / "manifest.json.tmp").write_text("{")
+    (store.place.folder / "tokens.lance" / "data" / "of-a-dead-process.lance").write_bytes(b"x" * 100_000)
+    (store.place.folder / "manifest.json.tmp").write_text("{")
     before = contents(store)
     assert len(before) == 50
     report = store.optimize()
     assert report.orphans == 10
     assert report.bytes_before - report.bytes_after > 100_000
-    assert not list(store.path.rglob("*dead*"))
-    assert not list(store.path.glob("*.tmp"))
+    assert not list(store.place.folder.rglob("*dead*"))
+    assert not list(store.place.folder.glob("*.tmp"))
     for table, keys in (("images", {"uri", "id"}), ("tokens", {"id"})):
-        dataset = lance.dataset(str(store.path / f"{table}.lance"))
+        dataset = lance.dataset(str(store.place.folder / f"{table}.lance"))
         assert len(dataset.get_fragments()) == 1
         assert len(dataset.versions()) == 1
         assert {name for i in dataset.describe_indices() for name in i.field_names} == keys
-    again = IndexStore.open(store.path)
+    again = IndexStore.open(store.place.folder)
     assert contents(again) == before
     assert verify(again).whole
     assert store.optimize().orphans == 0
@@ -252,14 +252,14 @@ def test_writing_goes_on_after_optimising(store: IndexStore, monkeypatch: pytest
         expected = {**expected, **contents(store)}
         for gone in (new[0], step):
             expected.pop(f"/photos/{gone}.jpg", None)
-        found = verify(IndexStore.open(store.path))
+        found = verify(IndexStore.open(store.place.folder))
         assert found.problems == []
         assert found.files == len(expected)
-    assert contents(IndexStore.open(store.path)) == expected
+    assert contents(IndexStore.open(store.place.folder)) == expected
 
 
 def test_readers_go_on_reading(store: IndexStore) -> None:
-    reader = IndexStore.open(store.path)
+    reader = IndexStore.open(store.place.folder)
     before = contents(store)
     stop, failures, reads = threading.Event(), [], []
 
