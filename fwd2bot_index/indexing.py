@@ -141,8 +141,10 @@ def index_images(
     if codec not in CODEC_NAMES:
         raise InputError(f"There is no codec {codec!r}; there are {', '.join(CODEC_NAMES)}.")
     patterns = Patterns(tuple(include), tuple(exclude))
-    run = _Run(
-        place=Place.of(index),
+    place = Place.of(index)
+    begin = partial(
+        _Run,
+        place=place,
         model=_LazyModel(model, model_identity),
         codec=codec,
         batch_size=batch_size,
@@ -155,8 +157,8 @@ def index_images(
         progress=progress or (lambda _: None),
     )
     try:
-        with writing(run.place):
-            return run.run(paths)
+        with writing(place):  # whether there is an index may be another's doing until then
+            return begin().run(paths)
     finally:
         close_archives()
 

@@ -286,11 +286,13 @@ class IndexStore:
         """A new, empty index. ``codec``: the manifest's, where that is a fitted one.
 
         Raises:
-            IndexWriteError: the folder cannot be written, or holds something else.
+            IndexWriteError: it cannot be written, or holds something else, such as an index.
             IndexCorruptedError: it holds pictures, but has lost its manifest.
         """
         place = Place.of(path)
         check_target(place)
+        if place.has(MANIFEST):
+            raise IndexWriteError(f"There is an index in {place} already.")
         codec = codec or get_codec(manifest.codec)
         assert codec.name == manifest.codec, codec.name
         fit = fit_to_bytes(codec)

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from fakes import FakeModel
 from pictures import plain, write
 from safetensors.numpy import load, save
 
-from fwd2bot_index import first_pictures, places
+from fwd2bot_index import first_pictures, indexing, places
 from fwd2bot_index import store as store_module
 from fwd2bot_index.decoding import content_id
 from fwd2bot_index.errors import IndexBusyError, IndexWriteError
@@ -395,6 +396,24 @@ def test_two_runs_at_once(place: Place) -> None:
     assert isinstance(report, IndexReport)
     assert report.added == 12
     assert place.rows() == place.on_disk()
+
+
+def test_another_run_makes_the_index_first(place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the start of a run and its turn to write: what the other wrote stays."""
+    others = write(tmp_path / "others", {"other.png": plain((1, 2, 3))})
+    real = indexing.writing
+
+    def late(path: object) -> AbstractContextManager[None]:
+        monkeypatch.undo()
+        index_images([others], place.index_folder, FakeModel(), codec="float16")
+        return real(path)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(indexing, "writing", late)
+    assert place.index().added == 12
+    assert set(IndexStore.open(place.index_folder).known_files().uri.to_pylist()) == {
+        *place.on_disk(),
+        str(others / "other.png"),
+    }
 
 
 @pytest.mark.parametrize("years", [-10, 10])

@@ -396,6 +396,13 @@ def test_a_read_only_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert not (tmp_path / "index").exists()
 
 
+def test_an_index_is_never_made_over_another(store: IndexStore) -> None:
+    commit(store, 1)
+    with pytest.raises(IndexWriteError, match="There is an index in .* already"):
+        IndexStore.create(store.place, MANIFEST)
+    check_whole(store, {1})
+
+
 def test_a_store_that_is_not_known_is_refused_rather_than_made_a_folder() -> None:
     with pytest.raises(InputError, match="ftp://bucket/index"):
         IndexStore.create("ftp://bucket/index", MANIFEST)
