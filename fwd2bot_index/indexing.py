@@ -148,7 +148,7 @@ def index_images(
         model=_LazyModel(model, model_identity),
         codec=codec,
         batch_size=batch_size,
-        workers=workers or default_workers(),
+        workers=workers or default_workers(remote=any(map(is_uri, paths))),
         max_side=max_side,
         commit_seconds=commit_seconds,
         patterns=patterns,
@@ -163,10 +163,10 @@ def index_images(
         close_archives()
 
 
-def default_workers() -> int:
-    """Half the processors: the other half is for the model."""
+def default_workers(*, remote: bool = False) -> int:
+    """Half the processors: the other half is for the model. Four times as many where they wait for a store."""
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 2
-    return max(1, min(MAX_WORKERS, processors // 2))
+    return max(1, min(MAX_WORKERS, (4 if remote else 1) * (processors // 2)))
 
 
 def sample_first(uris: Sequence[str], count: int = FIT_SAMPLE) -> list[str]:

@@ -398,7 +398,7 @@ def test_a_read_only_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_an_index_is_never_made_over_another(store: IndexStore) -> None:
     commit(store, 1)
-    with pytest.raises(IndexWriteError, match="There is an index in .* already"):
+    with pytest.raises(IndexWriteError, match=r"There is an index in .* already"):
         IndexStore.create(store.place, MANIFEST)
     check_whole(store, {1})
 
