@@ -538,6 +538,29 @@ class Fwd2BotModel(nn.Module):
         finally:
             torch.set_num_threads(threads)
 
+    def compile(self, *, backend: str = "inductor") -> None:
+        """Let torch.compile fuse what the layers of the vision part and of the LLM do in the first pass. It takes a
+        minute and a C++ compiler, so it is for many pictures.
+
+        Layer by layer ("regional compilation"): all of one kind share what is compiled for the first, for any batch and
+        any length.
+
+        Raises:
+            ModelError: it cannot be done here.
+        """
+        layers = list(_repeated_layers(self.base.model))
+        for layer in layers:
+            layer.compile(dynamic=True, backend=backend)
+        blank = [blank_image()] * 2  # one picture would be a case of its own
+        try:
+            with self.merged("compress"):
+                self.compress(blank)
+        except Exception as e:
+            for layer in layers:
+                layer._compiled_call_impl = None
+            reason = _first_line(getattr(e, "inner_exception", e)).rstrip(".")  # of a backend
+            raise ModelError(f"{self.name} cannot be compiled here ({reason}): do without --compile.") from e
+
     @property
     def language_model(self) -> nn.Module:
         """The LLM without its head: takes ``inputs_embeds``, ``attention_mask`` and ``position_ids``."""
@@ -794,6 +817,15 @@ class Fwd2BotModel(nn.Module):
 
 def _unit(states: torch.Tensor, head: nn.Linear | None) -> torch.Tensor:
     return F.normalize(head(states) if head is not None else states, dim=-1)
+
+
+def _repeated_layers(module: nn.Module) -> Iterator[nn.Module]:
+    """The outermost lists of layers below ``module``."""
+    if isinstance(module, nn.ModuleList):
+        yield from module
+    else:
+        for child in module.children():
+            yield from _repeated_layers(child)
 
 
 def _typical_row_scale(base: PreTrainedModel) -> float:

@@ -10,7 +10,7 @@ import typer
 
 from fwd2bot_cli.console import shown
 from fwd2bot_cli.models import ModelChoice, absolute
-from fwd2bot_cli.options import Debug, Dtype, Json, Quiet
+from fwd2bot_cli.options import Compile, Debug, Dtype, Json, Quiet
 from fwd2bot_cli.progress import IndexProgress
 from fwd2bot_cli.session import session_of
 from fwd2bot_index.checkpoints import DEFAULT_MODEL
@@ -51,6 +51,7 @@ def index(
         typer.Option(envvar="FWD2BOT_WORKERS", min=1, help="Processes that decode pictures. Default: by the machine."),
     ] = None,
     dtype: Dtype = None,
+    compile_layers: Compile = False,
     limit: Annotated[
         int, typer.Option(min=1, metavar="N", help="Of more pictures, N that are spread over all.")
     ] = 1000,
@@ -71,7 +72,9 @@ def index(
 
     session = session_of(context)
     with session.output.waiting("loading the model"):
-        loaded = session.models.load(ModelChoice(name=absolute(model), revision=revision, dtype=dtype))
+        loaded = session.models.load(
+            ModelChoice(name=absolute(model), revision=revision, dtype=dtype, compile=compile_layers)
+        )
     if not isinstance(loaded, Fwd2BotModel):
         raise InputError(f"{model} is no model that can be measured.")
     with IndexProgress(session.output) as progress:

@@ -14,7 +14,7 @@ import typer
 from fwd2bot_cli.console import Output, printable, shown
 from fwd2bot_cli.location import index_to_write
 from fwd2bot_cli.models import ModelChoice, absolute
-from fwd2bot_cli.options import Debug, Dtype, IndexFolder, Json, Quiet
+from fwd2bot_cli.options import Compile, Debug, Dtype, IndexFolder, Json, Quiet
 from fwd2bot_cli.progress import IndexProgress
 from fwd2bot_cli.session import Session, session_of
 from fwd2bot_index.checkpoints import DEFAULT_MODEL
@@ -81,6 +81,7 @@ def index(
         typer.Option(envvar="FWD2BOT_WORKERS", min=1, help="Processes that decode pictures. Default: by the machine."),
     ] = None,
     dtype: Dtype = None,
+    compile_layers: Compile = False,
     include: Annotated[
         list[str] | None,
         typer.Option(
@@ -136,7 +137,7 @@ def index(
         ):  # indexing would say so too, but only after a model was downloaded
             raise InputError(f"There is no folder or file {shown(path)} to index.")
     choice, codec = _settings(place, model=model, revision=revision, num_tokens=num_tokens, codec=codec)
-    choice = replace(choice, dtype=dtype)
+    choice = replace(choice, dtype=dtype, compile=compile_layers)
     run = partial(
         run_index,
         session,

@@ -23,6 +23,8 @@ class ModelChoice:
     """Pooled tokens of a training-free model; None: its own number."""
     dtype: str | None = None
     """What it computes with; None: as suits the device."""
+    compile: bool = False
+    """See :meth:`fwd2bot_index.model.Fwd2BotModel.compile`."""
 
     @classmethod
     def of(cls, manifest: Manifest) -> ModelChoice:
@@ -82,12 +84,15 @@ class PretrainedModels:
 
         transformers.utils.logging.disable_progress_bar()
         transformers.utils.logging.set_verbosity_error()
-        return Fwd2BotModel.from_pretrained(
+        model = Fwd2BotModel.from_pretrained(
             choice.name,
             revision=choice.revision,
             num_summary_tokens=choice.num_tokens,
             dtype=getattr(torch, choice.dtype) if choice.dtype else None,
         )
+        if choice.compile:
+            model.compile()
+        return model
 
     def text_encoder(self, manifest: Manifest) -> TextEncoder | None:
         from fwd2bot_index.text_encoder import TextEncoder

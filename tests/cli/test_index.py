@@ -234,3 +234,6 @@ def test_the_numbers_that_it_computes_with(fwd2bot: Run, place: Path, models: Fa
     assert fwd2bot("index", "pictures", "--dtype", "bfloat16").code == 0
     assert models.choice == ModelChoice(name="default", dtype="bfloat16")
     assert "float16" in fwd2bot("index", "pictures", "--dtype", "float16").err
+    draw_colours(place / "more")
+    assert fwd2bot("index", "more", "--compile", "--index", "other").code == 0
+    assert models.choice == ModelChoice(name="default", compile=True)

@@ -97,6 +97,39 @@ def test_saved_in_half_precision_the_model_in_memory_stays_as_it_is(tmp_path: Pa
     torch.testing.assert_close(loaded.compress(tiny_models.pictures(1)).tokens, before, atol=0.1, rtol=0.1)
 
 
+@pytest.mark.parametrize("family", ["llava", "qwen3_vl"])  # every one was tried once; they take 15 s each
+def test_compiled_layers_say_the_same(family: str) -> None:
+    """Whatever the batch and the sizes, and in the second pass too. (Code generation, a minute of it, is left out.)"""
+    model = trained(family)
+    pictures = tiny_models.pictures(3, sizes=SIZES)
+    with model.merged("compress"):
+        before = model.compress(pictures).tokens
+    said = model.generate(before, "what?", max_new_tokens=3)
+    layer = model.language_model.layers[0]
+    model.compile(backend="eager")
+    try:
+        assert layer._compiled_call_impl is not None
+        with model.merged("compress"):
+            for chosen in (slice(0, 3), slice(1, 3)):
+                again = model.compress(pictures[chosen]).tokens
+                torch.testing.assert_close(again, before[chosen], atol=1e-4, rtol=1e-4)
+        assert model.generate(before, "what?", max_new_tokens=3) == said
+    finally:
+        torch.compiler.reset()
+
+
+def test_what_cannot_be_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = trained("llava")
+
+    def broken(graph: object, inputs: object) -> object:
+        raise RuntimeError("no C++ compiler here\nmore")
+
+    with pytest.raises(ModelError, match=r"no C\+\+ compiler here.*without --compile"):
+        model.compile(backend=broken)  # type: ignore[arg-type]
+    torch.compiler.reset()
+    assert model.compress(tiny_models.pictures(1)).tokens.shape[0] == 1
+
+
 @every_family
 def test_training_free_round_trip(family: str, tmp_path: Path) -> None:
     """Loaded from its folder, the base gives what the base in memory gives by its own means."""
