@@ -49,8 +49,8 @@ Compile: TypeAlias = Annotated[
     typer.Option(
         "--compile",
         envvar="FWD2BOT_COMPILE",
-        help="Compile the model's layers first (torch.compile): half a minute once, then up to a third faster. Worth it "
-        "from some 10,000 pictures on.",
+        help="Compile the model's layers first (torch.compile): half a minute once, then up to a third faster. Worth "
+        "it from some 10,000 pictures on.",
     ),
 ]
 

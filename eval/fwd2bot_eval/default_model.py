@@ -7,7 +7,8 @@ type from k summary tokens, from those that each codec gives back, and from all 
 base, trained as long without compression); text->image retrieval against its ceiling, also among as many pictures that
 hold each scene's swapped twins; hard negatives by cosine and by the matching question. On the Flickr8k test split:
 retrieval both ways; on Visual7W val: exact answers. Without ``--data`` the photos are left out, without ``--control``
-the control. ``--training-free runs/base/model`` adds what the plain base scores.
+the control. ``--training-free runs/base/model`` adds what the plain base scores. ``--draws 3`` scores three draws of as
+many scenes (the codecs on the first alone) and adds the mean, the least and the greatest of every figure.
 """
 
 from __future__ import annotations
@@ -37,9 +38,11 @@ STREAM = "held out"
 MENTIONS = 4
 
 
-def held_out(count: int) -> tuple[list[scenes.Scene], list[list[scenes.Question]], list[scenes.Caption]]:
+def held_out(
+    count: int, stream: str = STREAM
+) -> tuple[list[scenes.Scene], list[list[scenes.Question]], list[scenes.Caption]]:
     """Scenes, each with its questions (one of each type that it can answer) and a caption."""
-    pool = [scenes.scene(i, stream=STREAM) for i in range(count)]
+    pool = [scenes.scene(i, stream=stream) for i in range(count)]
     rngs = [np.random.default_rng([7, i]) for i in range(count)]
     questions = [scenes.questions(s, r) for s, r in zip(pool, rngs, strict=True)]
     captions = [scenes.caption(s, r, max_mentions=MENTIONS) for s, r in zip(pool, rngs, strict=True)]
@@ -97,12 +100,20 @@ def blind_accuracy(questions: Sequence[Sequence[scenes.Question]]) -> dict[str, 
     return {t: c.most_common(1)[0][1] / c.total() for t, c in answers.items()}
 
 
-def scene_scores(model: Fwd2BotModel, control: Fwd2BotModel | None, *, count: int, ks: Sequence[int]) -> dict[str, Any]:
-    pool, questions, captions = held_out(count)
+def scene_scores(
+    model: Fwd2BotModel,
+    control: Fwd2BotModel | None,
+    *,
+    count: int,
+    ks: Sequence[int],
+    codecs: Sequence[str] = CODEC_NAMES,
+    stream: str = STREAM,
+) -> dict[str, Any]:
+    pool, questions, captions = held_out(count, stream)
     images = [scenes.render(s, size=96) for s in pool]
     tokens, embeddings = compress(model, images)
     columns = {f"k={k}": answer_accuracy(model, tokens[:, :k], questions) for k in ks}
-    for name in CODEC_NAMES:
+    for name in codecs:
         columns[f"k={tokens.shape[1]}, {name}"] = answer_accuracy(model, stored(tokens, name), questions)
     if control is not None:
         columns["all tokens (control)"] = answer_accuracy(control, compress(control, images)[0], questions)
@@ -131,7 +142,7 @@ def scene_scores(model: Fwd2BotModel, control: Fwd2BotModel | None, *, count: in
             }
 
     scores["text->image"] = retrieval_scores(model, pool, captions, embeddings)
-    scores["text->image among swapped twins"] = twin_scores(model, count)
+    scores["text->image among swapped twins"] = twin_scores(model, count, stream)
     scores["hard negatives (chance 0.5)"] = hard_negative_scores(model, tokens, embeddings, pool, captions)
     return scores
 
@@ -183,10 +194,10 @@ def twin_pool(stream: str, count: int) -> TwinPool:
     raise AssertionError("there are always more scenes")
 
 
-def twin_scores(model: Fwd2BotModel, count: int) -> dict[str, Any]:
+def twin_scores(model: Fwd2BotModel, count: int, stream: str = STREAM) -> dict[str, Any]:
     """Retrieval among ``count`` pictures, where scenes stand beside their twins, each with its caption; and how often a
     scene's caption is nearer to its scene than to the twin."""
-    twins = twin_pool(STREAM, count)
+    twins = twin_pool(stream, count)
     _, embeddings = compress(model, [scenes.render(s, size=96) for s in twins.pool])
     scores: dict[str, Any] = dict(retrieval_scores(model, twins.pool, twins.captions, embeddings))
     for kind, rows in twins.pairs.items():
@@ -230,6 +241,20 @@ def hard_negative_scores(
         }
         for kind, won in sorted(wins.items())
     }
+
+
+def over_draws(draws: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Of figures that all of several results have: their mean, least and greatest, in the same nesting."""
+    found: dict[str, Any] = {}
+    for name in draws[0]:
+        values = [draw[name] for draw in draws if name in draw]
+        if len(values) < len(draws):
+            continue
+        if isinstance(values[0], dict):
+            found[name] = over_draws(values)
+        else:
+            found[name] = {"mean": float(np.mean(values)), "least": min(values), "greatest": max(values)}
+    return found
 
 
 def flickr_scores(model: Fwd2BotModel, path: Path) -> dict[str, Any]:
@@ -287,6 +312,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--training-free", help="folder of a plain LVLM to score training-free, as a baseline")
     parser.add_argument("--data", type=Path, help="folder with flickr8k/test.parquet and visual7w/val.parquet")
     parser.add_argument("--scenes", type=int, default=1000)
+    parser.add_argument("--draws", type=int, default=1, help="so many different draws of scenes")
     parser.add_argument("--ks", type=int, nargs="+", default=[16, 8, 4])
     parser.add_argument("--json", type=Path, help="write the scores here as well")
     args = parser.parse_args(argv)
@@ -299,6 +325,12 @@ def main(argv: list[str] | None = None) -> int:
         side = control.base.config.vision_config.image_size // control.base.config.vision_config.patch_size
         control = Fwd2BotModel.from_pretrained(args.control, num_summary_tokens=side * side)
     scores: dict[str, Any] = {"scenes": scene_scores(model, control, count=args.scenes, ks=args.ks)}
+    if args.draws > 1:
+        others = [
+            scene_scores(model, control, count=args.scenes, ks=args.ks, codecs=(), stream=f"{STREAM} {draw}")
+            for draw in range(1, args.draws)
+        ]
+        scores[f"scenes, {args.draws} draws"] = over_draws([scores["scenes"], *others])
     if args.data:
         scores["flickr8k test"] = flickr_scores(model, args.data / "flickr8k" / "test.parquet")
         scores["visual7w val"] = visual7w_scores(model, args.data / "visual7w" / "val.parquet")

@@ -48,6 +48,20 @@ def test_hard_negatives_are_won_by_knowing_and_lost_by_ties(blind: bool, expecte
         assert won["items"] > 3
 
 
+def test_what_several_draws_have_in_common() -> None:
+    draws = [{"a": {"x": 1.0, "only here": 2.0}, "b": 4}, {"a": {"x": 2.0}, "b": 1}]
+    assert default_model.over_draws(draws) == {
+        "a": {"x": {"mean": 1.5, "least": 1.0, "greatest": 2.0}},
+        "b": {"mean": 2.5, "least": 1, "greatest": 4},
+    }
+
+
+def test_draws_are_different_scenes() -> None:
+    one, other = (default_model.held_out(5, stream)[0] for stream in (default_model.STREAM, "another"))
+    assert one == default_model.held_out(5)[0]
+    assert one != other
+
+
 class Seeing:
     """Embeds each of the pictures and texts that it is given as a number of its own; equal ones alike."""
 
