@@ -122,7 +122,8 @@ class Snapshot:
     def rows_at(self, addresses: UInt64, columns: Sequence[str] = HIT_COLUMNS) -> Any:
         """Arrow's columns of the rows at these addresses, in their order."""
         # Lance calls it unstable, and its version is pinned: a scan with `_rowaddr IN (...)` takes a millisecond more
-        table = self._read(lambda: self._dataset._take_rows(pa.array(addresses), columns=list(columns)))
+        rows = pa.array(addresses.tolist(), pa.uint64())
+        table = self._read(lambda: self._dataset._take_rows(rows, columns=list(columns)))
         if table.num_rows < len(addresses):
             raise corrupted(self._place, "rows that a search found are not there")
         return table
