@@ -22,7 +22,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
-from typing import IO, Any, Final, Self, TypeAlias
+from typing import IO, Any, Final, Protocol, Self, TypeAlias
 
 from PIL import Image
 
@@ -34,11 +34,33 @@ from fwd2bot_index.timing import timed
 SECONDS_PER_FILE: Final = 60.0
 
 
+class Picture(Protocol):
+    """A picture that was decoded, here or elsewhere."""
+
+    @property
+    def image(self) -> Any:
+        """What the engine that decoded it takes."""
+        ...
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height as decoded, in pixels."""
+        ...
+
+    @property
+    def width(self) -> int:
+        """Of the original, upright, in pixels, as is ``height``."""
+        ...
+
+    @property
+    def height(self) -> int: ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Decoded:
     uri: str
     id: str
-    picture: DecodedImage
+    picture: Picture
 
 
 @dataclass(frozen=True, kw_only=True)

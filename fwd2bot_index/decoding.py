@@ -61,6 +61,11 @@ class DecodedImage:
     """Of the original, upright, in pixels."""
     height: int
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of ``image``."""
+        return self.image.size
+
 
 def content_id(data: bytes) -> str:
     """128 bits of BLAKE2b in hex: the same for the same bytes, wherever they lie."""

@@ -27,24 +27,23 @@ from __future__ import annotations
 
 import os
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, Literal, Self, TypeAlias
+from typing import Final, Literal, TypeAlias
 
 import numpy as np
-from PIL import Image
 
 from fwd2bot_index.archives import close_archives
 from fwd2bot_index.changes import Changes, find_changes
 from fwd2bot_index.codec import CODEC_NAMES, fit_codec, is_fitted
 from fwd2bot_index.config import DEFAULT_CODEC, Manifest
-from fwd2bot_index.decode_pool import Decoded, DecodePool
+from fwd2bot_index.decode_pool import Decoded
 from fwd2bot_index.decoding import MAX_SIDE, content_id, read_file
+from fwd2bot_index.engines import Compressed, Engine, EngineMaker, LocalEngine
 from fwd2bot_index.errors import (
     ImageError,
     IndexMismatchError,
@@ -58,12 +57,12 @@ from fwd2bot_index.listing import FoundFile, list_files
 from fwd2bot_index.metadata import Joined, Metadata, join, read_metadata
 from fwd2bot_index.object_stores import is_uri, parent
 from fwd2bot_index.patterns import Patterns
-from fwd2bot_index.payloads import Float32
+from fwd2bot_index.payloads import Bytes, Float32
 from fwd2bot_index.places import Place
 from fwd2bot_index.searching import refresh_vectors
 from fwd2bot_index.store import ImageRow, IndexStore, KnownFiles, writing
 from fwd2bot_index.timing import timed
-from fwd2bot_index.types import Compressor, IndexReport, ModelIdentity, SkippedFile
+from fwd2bot_index.types import Compressor, IndexReport, ModelFacts, ModelIdentity, SkippedFile
 from fwd2bot_index.write_buffer import Copy, WriteBuffer
 
 MAX_WORKERS: Final = 16
@@ -99,6 +98,7 @@ def index_images(
     exclude: Sequence[str] = (),
     settle_seconds: float = 0.0,
     metadata: str | Path | None = None,
+    engine: EngineMaker | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> IndexReport:
     """Bring the index up to date with the files under ``paths``; what it knows of other places stays.
@@ -123,6 +123,8 @@ def index_images(
             for a later run.
         metadata: a table whose columns are joined to the files that it names (see :mod:`fwd2bot_index.metadata`). Files
             that it does not name keep what they have.
+        engine: what decodes and compresses (see :mod:`fwd2bot_index.engines`); it loads the model by itself, so that
+            ``model`` only says which that is. None: this process.
         progress: called after every batch and at the start of every phase.
 
     Raises:
@@ -142,10 +144,12 @@ def index_images(
         raise InputError(f"There is no codec {codec!r}; there are {', '.join(CODEC_NAMES)}.")
     patterns = Patterns(tuple(include), tuple(exclude))
     place = Place.of(index)
+    lazy = _LazyModel(model, model_identity)
     begin = partial(
         _Run,
         place=place,
-        model=_LazyModel(model, model_identity),
+        engine=engine or partial(LocalEngine, lazy.load),
+        model=lazy,
         codec=codec,
         batch_size=batch_size,
         workers=workers or default_workers(remote=any(map(is_uri, paths))),
@@ -196,11 +200,15 @@ class _LazyModel:
     def load(self) -> Compressor:
         if self._model is None:
             assert not isinstance(self._source, Compressor)
-            started = time.perf_counter()
             with timed("loading"):
                 self._model = self._source()
-            self.loading_seconds = time.perf_counter() - started
         return self._model
+
+    def loaded_by(self, engine: Engine) -> ModelFacts:
+        started = time.perf_counter()
+        facts = engine.load()
+        self.loading_seconds = time.perf_counter() - started
+        return facts
 
 
 class _Batches:
@@ -242,36 +250,8 @@ class _Batches:
 
 
 def _pixels(decoded: Decoded) -> int:
-    width, height = decoded.picture.image.size
+    width, height = decoded.picture.size
     return width * height
-
-
-class _Ahead:
-    """Preprocesses a batch in another thread, while the model is at work on the one before. A context manager."""
-
-    def __init__(self, model: Compressor) -> None:
-        self._model = model
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="preprocess")
-        self._next: tuple[Sequence[Decoded], Callable[[], Any]] = ([], list)
-
-    def exchange(self, batch: Sequence[Decoded]) -> tuple[Sequence[Decoded], Callable[[], Any]]:
-        """Take ``batch``, and give the one before, with what waits for its preprocessing."""
-        before = self._next
-        prepared: Callable[[], Any] = list
-        if batch:
-            prepared = self._thread.submit(self._model.preprocess, _images(batch)).result
-        self._next = batch, prepared
-        return before
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._thread.shutdown(cancel_futures=True)
-
-
-def _images(batch: Sequence[Decoded]) -> list[Image.Image]:
-    return [decoded.picture.image for decoded in batch]
 
 
 class _Run:
@@ -281,6 +261,7 @@ class _Run:
         self,
         *,
         place: Place,
+        engine: EngineMaker,
         model: _LazyModel,
         codec: str,
         batch_size: int,
@@ -293,7 +274,12 @@ class _Run:
         progress: Callable[[Progress], None],
     ) -> None:
         self.place = place
+        self._engine = engine
         self._model = model
+        self._facts: ModelFacts | None = None
+        """Of the model, once it is loaded."""
+        self._handed_out: deque[tuple[Sequence[Decoded], Callable[[], Compressed]]] = deque()
+        """Batches, with what waits for their results."""
         self._codec = codec
         self._batch_size = batch_size
         self._workers = workers
@@ -373,31 +359,31 @@ class _Run:
             return
         if self._buffer.store is None and is_fitted(self._codec):
             to_decode = sample_first(to_decode)
-        with DecodePool(self._workers, ahead=2 * self._batch_size) as pool:
+        with self._engine(workers=self._workers, batch_size=self._batch_size) as engine:
             self._tell("loading")
-            model = self._model.load()
+            facts = self._facts = self._model.loaded_by(engine)
             self._computed = self._first_pictures().load()
-            max_side = self._max_side if model.decode_side is None else min(self._max_side, model.decode_side)
+            max_side = self._max_side if facts.decode_side is None else min(self._max_side, facts.decode_side)
             self._tell("compressing")
-            with model.merged("compress"), _Ahead(model) as ahead:
-                batches = _Batches(self._batch_size, alike=model.pads)
-                for outcome in pool.decode(to_decode, max_side=max_side):
-                    if not isinstance(outcome, Decoded):
-                        self._skip(outcome.uri, outcome.id, outcome.reason)
-                    elif outcome.id in changes.known_ids or outcome.id in self._begun:
-                        self._copy(outcome.uri, outcome.id)
-                    elif outcome.id in self._computed:
-                        self._begun.add(outcome.id)
-                        tokens, embedding = self._computed.pop(outcome.id)
-                        self._keep([outcome], tokens[None], embedding[None])
-                    else:
-                        self._begun.add(outcome.id)
-                        batches.add(outcome)
-                    while batch := batches.take():
-                        self._compress_and_commit(model, *ahead.exchange(batch))
-                while batch := batches.take(all_of_them=True):
-                    self._compress_and_commit(model, *ahead.exchange(batch))
-                self._compress_and_commit(model, *ahead.exchange([]))
+            batches = _Batches(self._batch_size, alike=facts.pads)
+            for outcome in engine.decode(to_decode, max_side=max_side):
+                if not isinstance(outcome, Decoded):
+                    self._skip(outcome.uri, outcome.id, outcome.reason)
+                elif outcome.id in changes.known_ids or outcome.id in self._begun:
+                    self._copy(outcome.uri, outcome.id)
+                elif outcome.id in self._computed:
+                    self._begun.add(outcome.id)
+                    tokens, embedding = self._computed.pop(outcome.id)
+                    self._keep([outcome], tokens[None], embedding[None])
+                else:
+                    self._begun.add(outcome.id)
+                    batches.add(outcome)
+                while batch := batches.take():
+                    self._hand_out(engine, batch)
+            while batch := batches.take(all_of_them=True):
+                self._hand_out(engine, batch)
+            while self._handed_out:
+                self._take_back(engine)
 
     def _check(self, changes: Changes) -> list[str]:
         """Settle the files whose content is known; the others are returned."""
@@ -417,63 +403,55 @@ class _Run:
                 others.append(uri)
         return others
 
-    def _compress_and_commit(self, model: Compressor, batch: Sequence[Decoded], prepared: Callable[[], Any]) -> None:
-        if batch:
-            self._compress(model, batch, prepared)
-            self._buffer.commit_if_due()
-            self._tell("compressing")
+    def _hand_out(self, engine: Engine, batch: Sequence[Decoded]) -> None:
+        self._handed_out.append((batch, self._submit(engine, batch)))
+        while len(self._handed_out) > engine.ahead:
+            self._take_back(engine)
 
-    def _compress(self, model: Compressor, batch: Sequence[Decoded], prepared: Callable[[], Any]) -> None:
-        """Compress a batch, of which ``prepared`` gives what the model takes; where that fails, its pictures one by
-        one, to leave out only the guilty.
+    def _take_back(self, engine: Engine) -> None:
+        self._compress(engine, *self._handed_out.popleft())
+        self._buffer.commit_if_due()
+        self._tell("compressing")
+
+    def _submit(self, engine: Engine, batch: Sequence[Decoded]) -> Callable[[], Compressed]:
+        return engine.submit(batch, self._buffer.store.codec if self._buffer.store is not None else None)
+
+    def _compress(self, engine: Engine, batch: Sequence[Decoded], result: Callable[[], Compressed]) -> None:
+        """Keep what became of a batch; where it failed, of its pictures one by one, to leave out only the guilty.
 
         Raises:
             ModelError: all of them fail, so that it is not the pictures.
         """
         try:
-            self._keep(batch, *self._run_model(model, batch, prepared))
+            self._keep(batch, *self._wait(result))
             return
         except Exception as e:
             error = e
-        failures = [(batch[0], error)] if len(batch) == 1 else self._compress_singly(model, batch)
+        failures = [(batch[0], error)] if len(batch) == 1 else self._compress_singly(engine, batch)
         alone = len(batch) == 1 and any(outcome.error is None for outcome in self._buffer.outcomes)
         if len(failures) == len(batch) and not alone:
             raise ModelError(
-                f"The model {model.name} fails on every picture, {batch[0].uri} being the first: {_first_line(error)}."
+                f"The model {self._model.identity.name} fails on every picture, {batch[0].uri} being the first: "
+                f"{_first_line(error)}."
             ) from error
         for decoded, failure in failures:
             self._skip(decoded.uri, decoded.id, f"the model could not compress it: {_first_line(failure)}")
 
-    def _compress_singly(self, model: Compressor, batch: Sequence[Decoded]) -> list[tuple[Decoded, Exception]]:
+    def _compress_singly(self, engine: Engine, batch: Sequence[Decoded]) -> list[tuple[Decoded, Exception]]:
         failures: list[tuple[Decoded, Exception]] = []
         for decoded in batch:
             try:
-                self._keep([decoded], *self._run_model(model, [decoded], partial(_images, [decoded])))
+                self._keep([decoded], *self._wait(self._submit(engine, [decoded])))
             except Exception as e:
                 failures.append((decoded, e))
         return failures
 
-    def _run_model(
-        self, model: Compressor, batch: Sequence[Decoded], prepared: Callable[[], Any]
-    ) -> tuple[Float32, Float32]:
-        """tokens [B, K, D] and embedding [B, E].
-
-        Raises:
-            ModelError: some are not finite.
-        """
+    def _wait(self, result: Callable[[], Compressed]) -> Compressed:
         started = time.perf_counter()
         try:
-            with timed("preprocess"):  # waiting for it, that is
-                inputs = prepared()
-            summary = model.compress(inputs)
-            tokens, embedding = (tensor.float().cpu().numpy() for tensor in (summary.tokens, summary.embedding))
+            return result()
         finally:
             self._model_seconds += time.perf_counter() - started
-        assert tokens.shape == (len(batch), model.num_summary_tokens, model.token_dim), tokens.shape
-        assert embedding.shape == (len(batch), model.embedding_dim), embedding.shape
-        if not (np.isfinite(tokens).all() and np.isfinite(embedding).all()):
-            raise ModelError("its summary tokens are not finite")
-        return tokens, embedding
 
     def _settle(self, changes: Changes) -> None:
         """Drop what is gone, and take note of the archives that are done."""
@@ -536,7 +514,7 @@ class _Run:
 
     # ---- the outcomes of a file
 
-    def _keep(self, batch: Sequence[Decoded], tokens: Float32, embedding: Float32) -> None:
+    def _keep(self, batch: Sequence[Decoded], tokens: Float32 | Bytes, embedding: Float32) -> None:
         for i, decoded in enumerate(batch):
             found = self._files[decoded.uri]
             row = ImageRow(
@@ -589,7 +567,8 @@ class _Run:
             )
 
     def _create_store(self, first: Float32) -> IndexStore:
-        identity, model = self._model.identity, self._model.load()
+        identity, model = self._model.identity, self._facts
+        assert model is not None
         manifest = Manifest(
             model=identity.name,
             model_revision=identity.revision,

@@ -603,17 +603,22 @@ class IndexStore:
 
         or_write_error(self.place, write)
 
-    def commit(self, rows: Sequence[ImageRow], tokens: Mapping[str, Float32]) -> None:
-        """Insert or replace the rows of these files, after the tokens ([K, D] by id) of the pictures that are new.
+    @property
+    def codec(self) -> Codec:
+        """How tokens are written."""
+        return self._codec
+
+    def commit(self, rows: Sequence[ImageRow], tokens: Mapping[str, Float32 | Bytes]) -> None:
+        """Insert or replace the rows of these files, after the tokens of the pictures that are new: [K, D] by id, or
+        what :attr:`codec` made of them ([bytes]).
 
         Raises:
             IndexWriteError: nothing of the rows was written; the index is as it was.
             ModelError: the tokens are not finite.
         """
-        k, d = self.manifest.num_summary_tokens, self.manifest.token_dim
         if tokens:
             with timed("codec"):
-                payload = self._codec.encode(np.stack(list(tokens.values())).reshape(len(tokens), k, d))
+                payload = self._encoded(list(tokens.values()))
             table = _tokens_table(list(tokens), payload)
             or_write_error(self.place, lambda: _insert_new(self._tokens, table))
         if rows:
@@ -628,6 +633,18 @@ class IndexStore:
                 images = images.filter(pa.array(~changed))
             if images.num_rows:
                 or_write_error(self.place, lambda: _upsert(self._images, images))
+
+    def _encoded(self, tokens: Sequence[Float32 | Bytes]) -> Bytes:
+        """[n, payload bytes]"""
+        k, d = self.manifest.num_summary_tokens, self.manifest.token_dim
+        payload = np.zeros((len(tokens), self._payload_bytes), np.uint8)
+        raw = [i for i, each in enumerate(tokens) if each.dtype != np.uint8]
+        if raw:
+            stacked = np.stack([tokens[i] for i in raw]).astype(np.float32, copy=False)
+            payload[raw] = self._codec.encode(stacked.reshape(len(raw), k, d))
+        for i in set(range(len(tokens))).difference(raw):
+            payload[i] = tokens[i]
+        return payload
 
     def _changed(self, rows: Sequence[ImageRow]) -> npt.NDArray[np.bool_]:
         """[n]: which of these files held another picture before, where that has been asked about."""

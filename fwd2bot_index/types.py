@@ -157,10 +157,8 @@ class IndexReport:
     """Wall time inside ``compress``: preprocessing of decoded pictures and the first pass."""
 
 
-@runtime_checkable
-class Compressor(Protocol):
-    """What indexing and querying ask of a model. :class:`fwd2bot_index.model.Fwd2BotModel` is the real one; tests bring
-    small fakes."""
+class ModelFacts(Protocol):
+    """What indexing has to know of a model, wherever that runs."""
 
     @property
     def name(self) -> str:
@@ -192,6 +190,17 @@ class Compressor(Protocol):
         """The longest side, in pixels, that is worth decoding a picture to before preprocessing; None: no opinion."""
         ...
 
+    @property
+    def pads(self) -> bool:
+        """Whether a small picture in a batch with a large one costs as much as the large one does."""
+        ...
+
+
+@runtime_checkable
+class Compressor(ModelFacts, Protocol):
+    """What indexing and querying ask of a model. :class:`fwd2bot_index.model.Fwd2BotModel` is the real one; tests bring
+    small fakes."""
+
     def matching_question(self, text: str) -> str:
         """The question, to be answered yes or no, whether a text fits the picture."""
         ...
@@ -203,11 +212,6 @@ class Compressor(Protocol):
 
     def merged(self, stage: Stage) -> AbstractContextManager[None]:
         """Around many calls of one stage, which may be faster inside; no call of the other stage is."""
-        ...
-
-    @property
-    def pads(self) -> bool:
-        """Whether a small picture in a batch with a large one costs as much as the large one does."""
         ...
 
     def preprocess(self, images: Sequence[ImageInput]) -> Any:

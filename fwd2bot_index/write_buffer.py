@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, cast
 
 import numpy as np
 
-from fwd2bot_index.payloads import Float32
+from fwd2bot_index.payloads import Bytes, Float32
 from fwd2bot_index.store import ImageRow, IndexStore
 from fwd2bot_index.timing import timed
 
@@ -73,12 +73,12 @@ class WriteBuffer:
         self._last_kept = time.perf_counter()
         self._last_commit = time.perf_counter()
         self._rows: list[ImageRow] = []
-        self._tokens: dict[str, Float32] = {}
+        self._tokens: dict[str, Float32 | Bytes] = {}
         self._waiting_bytes = 0
         self._copies: list[Copy] = []
 
-    def add(self, row: ImageRow, tokens: Float32 | None = None) -> None:
-        """``tokens``: [K, D] of a new picture."""
+    def add(self, row: ImageRow, tokens: Float32 | Bytes | None = None) -> None:
+        """``tokens``: [K, D] of a new picture, or what the codec of the index made of them."""
         self._rows.append(row)
         self.outcomes.append(Outcome(row.uri, row.id, row.error))
         self.skipped += row.error is not None
@@ -100,7 +100,7 @@ class WriteBuffer:
         patience = self._commit_seconds
         if self.store is None and len(self._tokens) < self._first:
             if self._tokens and time.perf_counter() - self._last_kept >= patience:
-                self._keep_first(self._rows, self._tokens)
+                self._keep_first(self._rows, cast(dict[str, Float32], self._tokens))  # no codec, so far
                 self._last_kept = time.perf_counter()
             patience = max(patience, FIRST_SECONDS)
         if time.perf_counter() - self._last_commit >= patience or self._waiting_bytes >= COMMIT_BYTES:
