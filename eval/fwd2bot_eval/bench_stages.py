@@ -100,7 +100,7 @@ def measure_stages(
         raise InputError("There is no picture to index.")
     workers = workers or default_workers()
     synchronise = _synchroniser(model.device)
-    model.compress(pictures[:batch_size])
+    _compress_all(model, pictures[:batch_size], batch_size)
     model_seconds = _seconds(lambda: _compress_all(model, pictures, batch_size), synchronise)
     plain_seconds = _seconds(lambda: _plain_loop(model, usable), synchronise)
     with tempfile.TemporaryDirectory() as folder, listening(synchronise) as clock:
@@ -161,7 +161,7 @@ def _plain_loop(model: Fwd2BotModel, uris: Sequence[str]) -> None:
     family, processor, base = model.family, model.processor, model.base
     settings = family.settings_for(processor.image_processor)
     prompt = _prompt(model)
-    with torch.inference_mode(), model.stage(None):
+    with torch.inference_mode(), model.stage(None), torch.compiler.set_stance("force_eager"):
         for uri in uris:
             with Image.open(_file(uri)) as opened:
                 picture = opened.convert("RGB")
