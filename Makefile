@@ -11,7 +11,7 @@ RUN_TESTS := -P -m pytest -n auto --dist worksteal
 # The stamp is rebuilt when the dependencies change. The constraints keep torch on its CPU build.
 $(VENV)/.stamp: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,train,eval,harness,serve]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,train,eval,harness,serve,ray]'
 	touch $@
 
 demo: $(VENV)/.stamp

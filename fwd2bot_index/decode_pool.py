@@ -83,7 +83,7 @@ class DecodePool:
         self._seconds_per_file = seconds_per_file
         self._room = threading.Semaphore(ahead)
         self._closed = threading.Event()
-        self._workers = [_Worker() for _ in range(workers)]
+        self._workers = [Decoder() for _ in range(workers)]
         self._threads: list[threading.Thread] = []
 
     def decode(self, uris: Iterable[str], *, max_side: int | None) -> Iterator[Outcome]:
@@ -97,7 +97,7 @@ class DecodePool:
         waiting = in_runs(uris)
         taking = threading.Lock()
 
-        def run(worker: _Worker) -> None:
+        def run(worker: Decoder) -> None:
             mine: deque[str] = deque()
             try:
                 while True:
@@ -154,7 +154,7 @@ class _WorkerDied(Exception):
     pass
 
 
-class _Worker:
+class Decoder:
     """One decoder process, and the next one where it dies. Used by one thread at a time, but for :meth:`kill`."""
 
     def __init__(self) -> None:

@@ -24,7 +24,8 @@ from fwd2bot_index.object_stores import is_uri
 from fwd2bot_index.places import Place
 
 if TYPE_CHECKING:
-    from fwd2bot_index.types import Compressor, IndexReport, SkippedFile
+    from fwd2bot_index.engines import EngineMaker
+    from fwd2bot_index.types import Compressor, IndexReport, ModelIdentity, SkippedFile
 
 EXIT_SKIPPED = 3
 EXIT_INTERRUPTED = 130
@@ -82,6 +83,28 @@ def index(
     ] = None,
     dtype: Dtype = None,
     compile_layers: Compile = False,
+    devices: Annotated[
+        str | None,
+        typer.Option(
+            envvar="FWD2BOT_DEVICES",
+            metavar="A,B,...",
+            help="Run the model once on each of these devices of this machine: cuda:0,cuda:1. Default: one GPU, or "
+            "the processors.",
+        ),
+    ] = None,
+    ray: Annotated[
+        bool,
+        typer.Option("--ray", envvar="FWD2BOT_RAY", help="Decode and compress on a Ray cluster: see --ray-address."),
+    ] = False,
+    ray_address: Annotated[
+        str | None,
+        typer.Option(
+            envvar="RAY_ADDRESS",
+            metavar="ADDRESS",
+            help="For --ray: auto, HOST:PORT or ray://HOST:PORT of a cluster whose nodes see the pictures by the same "
+            "names. Default: a cluster on this machine, for this run.",
+        ),
+    ] = None,
     include: Annotated[
         list[str] | None,
         typer.Option(
@@ -138,6 +161,9 @@ def index(
             raise InputError(f"There is no folder or file {shown(path)} to index.")
     choice, codec = _settings(place, model=model, revision=revision, num_tokens=num_tokens, codec=codec)
     choice = replace(choice, dtype=dtype, compile=compile_layers)
+    load = cache(lambda: session.models.load(choice))
+    identity = session.models.identity(choice, show_download=output.live)
+    engine = _engine(session, choice, identity, devices=devices, ray=ray, ray_address=ray_address)
     run = partial(
         run_index,
         session,
@@ -145,6 +171,9 @@ def index(
         place,
         choice,
         codec=codec,
+        load=load,
+        identity=identity,
+        engine=engine,
         batch_size=batch_size,
         workers=workers,
         include=include or (),
@@ -152,8 +181,7 @@ def index(
         metadata=metadata,
     )
     if watch:
-        load = cache(lambda: session.models.load(choice))
-        _watch(output, partial(run, load=load, settle_seconds=watch_seconds), place, watch_seconds, as_json=as_json)
+        _watch(output, partial(run, settle_seconds=watch_seconds), place, watch_seconds, as_json=as_json)
         return
     report = run()
     if as_json:
@@ -180,11 +208,13 @@ def run_index(
     settle_seconds: float = 0.0,
     metadata: Path | None = None,
     load: Callable[[], Compressor] | None = None,
+    identity: ModelIdentity | None = None,
+    engine: EngineMaker | None = None,
 ) -> IndexReport:
     """Index with a progress bar. ``load`` replaces loading by the session, for who needs the same model afterwards."""
     from fwd2bot_index.indexing import index_images
 
-    identity = session.models.identity(choice, show_download=session.output.live)
+    identity = identity or session.models.identity(choice, show_download=session.output.live)
     with IndexProgress(session.output) as progress:
         return index_images(
             paths,
@@ -198,8 +228,45 @@ def run_index(
             exclude=exclude,
             settle_seconds=settle_seconds,
             metadata=metadata,
+            engine=engine,
             progress=progress,
         )
+
+
+def _engine(
+    session: Session,
+    choice: ModelChoice,
+    identity: ModelIdentity,
+    *,
+    devices: str | None,
+    ray: bool,
+    ray_address: str | None,
+) -> EngineMaker | None:
+    """
+    Raises:
+        InputError: the options contradict each other, or name devices that are not there.
+    """
+    if ray and devices is not None:
+        raise InputError("--devices are of this machine, and --ray finds its own: give one of them.")
+    if ray:
+        from fwd2bot_index.ray_engine import RayEngine
+
+        load = partial(session.models.load, choice)
+        return partial(RayEngine, load, identity, address=ray_address)
+    if devices is None:
+        return None
+    from fwd2bot_index.engines import DevicesEngine, check_devices
+
+    names = [name.strip() for name in devices.split(",")]
+    check_devices(names)
+    models: dict[int, Compressor] = {}
+
+    def load_on(i: int) -> Compressor:  # once, however many runs --watch makes
+        if i not in models:
+            models[i] = session.models.load(replace(choice, device=names[i]))
+        return models[i]
+
+    return partial(DevicesEngine, [partial(load_on, i) for i in range(len(names))])
 
 
 def _watch(output: Output, run: Callable[[], IndexReport], place: Place, seconds: float, *, as_json: bool) -> NoReturn:

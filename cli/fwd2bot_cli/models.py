@@ -23,6 +23,8 @@ class ModelChoice:
     """Pooled tokens of a training-free model; None: its own number."""
     dtype: str | None = None
     """What it computes with; None: as suits the device."""
+    device: str | None = None
+    """What it runs on; None: CUDA where there is some."""
     compile: bool = False
     """See :meth:`fwd2bot_index.model.Fwd2BotModel.compile`."""
 
@@ -88,6 +90,7 @@ class PretrainedModels:
             choice.name,
             revision=choice.revision,
             num_summary_tokens=choice.num_tokens,
+            device=choice.device,
             dtype=getattr(torch, choice.dtype) if choice.dtype else None,
         )
         if choice.compile:
