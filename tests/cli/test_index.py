@@ -229,6 +229,17 @@ def test_ctrl_c_keeps_what_is_done(fwd2bot: Run, place: Path) -> None:
     assert f"{kept} unchanged" in outcome.err
 
 
+def test_on_several_devices(fwd2bot: Run, place: Path, models: FakeModels) -> None:
+    draw_colours(place / "pictures")
+    assert fwd2bot("index", "pictures", "--devices", "cpu, cpu").code == 0
+    assert (models.loads, models.choice) == (2, ModelChoice(name="default", device="cpu"))
+    assert json.loads(fwd2bot("info", "--json").out)["files"] == 3
+    assert "There is no device 'gpu'" in fwd2bot("index", "pictures", "--devices", "gpu").sentence
+    assert "give one of them" in fwd2bot("index", "pictures", "--devices", "cpu", "--ray").sentence
+    nowhere = fwd2bot("index", "pictures", "--ray", "--ray-address", "127.0.0.1:1", "--index", "new")
+    assert "No Ray cluster answers at 127.0.0.1:1" in nowhere.sentence
+
+
 def test_the_numbers_that_it_computes_with(fwd2bot: Run, place: Path, models: FakeModels) -> None:
     draw_colours(place / "pictures")
     assert fwd2bot("index", "pictures", "--dtype", "bfloat16").code == 0
