@@ -69,6 +69,8 @@ class Undecodable:
     id: str | None
     """None where the file could not even be read."""
     reason: str
+    unreachable: bool = False
+    """See :attr:`fwd2bot_index.errors.ImageError.unreachable`."""
 
 
 Outcome: TypeAlias = Decoded | Undecodable
@@ -189,7 +191,9 @@ class Decoder:
                     content = str(answer["id"])
                     answer = self._receive()
                 if content is None or "error" in answer:
-                    return Undecodable(uri=uri, id=content, reason=answer["error"])
+                    return Undecodable(
+                        uri=uri, id=content, reason=answer["error"], unreachable=answer.get("unreachable", False)
+                    )
                 size = (answer["columns"], answer["rows"])
                 image = Image.frombuffer("RGB", size, self._receive_pixels(size[0] * size[1] * 3), "raw", "RGB", 0, 1)
             finally:

@@ -25,7 +25,7 @@ def serve(requests: BinaryIO, answers: BinaryIO) -> None:
             _send(answers, {"id": content_id(data)})
             decoded = decode_image(data, max_side=request["max_side"])
         except ImageError as e:
-            _send(answers, {"error": e.reason})
+            _send(answers, {"error": e.reason, "unreachable": e.unreachable})
             continue
         columns, rows = decoded.image.size
         sizes = {"columns": columns, "rows": rows, "width": decoded.width, "height": decoded.height}

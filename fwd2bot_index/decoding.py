@@ -104,7 +104,8 @@ def _read_object(uri: str) -> bytes:
     except FileNotFoundError as e:
         raise ImageError("it cannot be read: there is no such object") from e
     except (ObjectStoreError, InputError, ValueError) as e:
-        raise ImageError(f"it cannot be read: {str(e).rstrip('.')}") from e
+        reason = f"it cannot be read: {str(e).rstrip('.')}"
+        raise ImageError(reason, unreachable=isinstance(e, ObjectStoreError)) from e
 
 
 def decode_image(data: bytes, *, max_side: int | None = None, max_pixels: int = MAX_PIXELS) -> DecodedImage:

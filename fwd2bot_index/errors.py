@@ -70,9 +70,11 @@ class ObjectStoreError(Fwd2BotError):
 class ImageError(Fwd2BotError):
     """One picture that cannot be used."""
 
-    def __init__(self, reason: str) -> None:
+    def __init__(self, reason: str, *, unreachable: bool = False) -> None:
         super().__init__(reason)
         self.reason = reason
+        self.unreachable = unreachable
+        """It is not the picture's fault: the store that it is in could not be reached."""
 
 
 class InputError(Fwd2BotError):

@@ -41,7 +41,7 @@ from fwd2bot_index.archives import close_archives
 from fwd2bot_index.changes import Changes, find_changes
 from fwd2bot_index.codec import CODEC_NAMES, fit_codec, is_fitted
 from fwd2bot_index.config import DEFAULT_CODEC, Manifest
-from fwd2bot_index.decode_pool import Decoded
+from fwd2bot_index.decode_pool import Decoded, Outcome, Undecodable
 from fwd2bot_index.decoding import MAX_SIDE, content_id, read_file
 from fwd2bot_index.engines import Compressed, Engine, EngineMaker, LocalEngine
 from fwd2bot_index.errors import (
@@ -66,6 +66,8 @@ from fwd2bot_index.types import Compressor, IndexReport, ModelFacts, ModelIdenti
 from fwd2bot_index.write_buffer import Copy, WriteBuffer
 
 MAX_WORKERS: Final = 16
+UNREACHABLE: Final = 5
+"""Pictures of a store that is away, each with its own seconds of waiting; after so many in a row a run ends."""
 FIT_SAMPLE: Final = 256
 """More pictures than these teach a codec little, and fewer too little (docs/storage.md)."""
 
@@ -131,6 +133,7 @@ def index_images(
         InputError: a path does not exist, there is no picture that could be used (NothingToIndexError where none was
             even found), a pattern makes no sense, or the table of metadata cannot be used: nothing was changed. Or
             it names no file of the index: then only that is missing.
+        ObjectStoreError: a store with the index or the pictures cannot be reached; what was done before is kept.
         IndexMismatchError: the index was made by another model or codec.
         IndexCorruptedError, IndexWriteError: the index cannot be read or written (IndexBusyError: for another process
             is writing).
@@ -307,6 +310,8 @@ class _Run:
         self._computed: Computed = {}
         """By a run that was killed before its first commit, and not used by this one yet."""
         self._files: dict[str, FoundFile] = {}
+        self._unreachable = 0
+        """Pictures in a row that are in a store that could not be reached."""
         self._begun: set[str] = set()
         """Ids of the pictures that were given to the model in this run."""
         self._done = 0
@@ -367,6 +372,7 @@ class _Run:
             self._tell("compressing")
             batches = _Batches(self._batch_size, alike=facts.pads)
             for outcome in engine.decode(to_decode, max_side=max_side):
+                self._check_reachable(outcome)
                 if not isinstance(outcome, Decoded):
                     self._skip(outcome.uri, outcome.id, outcome.reason)
                 elif outcome.id in changes.known_ids or outcome.id in self._begun:
@@ -393,6 +399,7 @@ class _Run:
             try:
                 id_ = content_id(read_file(uri))
             except ImageError as e:
+                self._check_reachable(Undecodable(uri=uri, id=None, reason=e.reason, unreachable=e.unreachable))
                 self._skip(uri, None, e.reason)
                 continue
             if id_ in changes.known_ids:
@@ -402,6 +409,21 @@ class _Run:
             else:
                 others.append(uri)
         return others
+
+    def _check_reachable(self, outcome: Outcome) -> None:
+        """
+        Raises:
+            ObjectStoreError: so many in a row could not be reached that the others need not be tried.
+        """
+        if isinstance(outcome, Decoded) or not outcome.unreachable:
+            self._unreachable = 0
+            return
+        self._unreachable += 1
+        if self._unreachable == UNREACHABLE:
+            raise ObjectStoreError(
+                f"{UNREACHABLE} pictures in a row could not be read, the last being {outcome.uri}: {outcome.reason}. "
+                "What was done before is kept; the same command continues."
+            )
 
     def _hand_out(self, engine: Engine, batch: Sequence[Decoded]) -> None:
         self._handed_out.append((batch, self._submit(engine, batch)))

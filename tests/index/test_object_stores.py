@@ -26,7 +26,7 @@ from fwd2bot_index.errors import (
     InputError,
     ObjectStoreError,
 )
-from fwd2bot_index.indexing import index_images
+from fwd2bot_index.indexing import Progress, index_images
 from fwd2bot_index.object_stores import Location, absolute, joined, parent
 from fwd2bot_index.places import Place
 from fwd2bot_index.store import IndexStore, writing
@@ -438,12 +438,28 @@ def test_an_endpoint_that_goes_away_in_the_middle(
         assert (store.stats().files, verify(store).whole) == (4, True)
 
 
+def test_pictures_that_go_away_in_the_middle(bucket: Bucket, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """After a few the others are not waited for, and none of them is taken for a bad one."""
+    bucket.put(pictures(*(f"in/red-{'x' * i}" for i in range(20))))
+    monkeypatch.setenv("FWD2BOT_STORE_SECONDS", "0.2")
+
+    def cut(progress: Progress) -> None:
+        if progress.done == 3:
+            bucket.door.set("down")
+
+    with pytest.raises(ObjectStoreError, match="5 pictures in a row could not be read"):
+        index(f"{bucket.uri}/in", str(tmp_path / "index"), progress=cut, batch_size=1, workers=1)
+    bucket.door.set("open")
+    report = index(f"{bucket.uri}/in", str(tmp_path / "index"), workers=1)
+    assert (report.skipped, IndexStore.open(tmp_path / "index").stats().files) == ((), 20)
+
+
 def test_an_endpoint_that_is_not_there(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
     store = IndexStore.create(f"{bucket.uri}/index", MANIFEST)
     commit(store, row(1))
     monkeypatch.setenv("FWD2BOT_STORE_SECONDS", "0.5")
     bucket.door.set("down")
-    for attempt in (lambda: IndexStore.open(f"{bucket.uri}/index"), store.embeddings, lambda: store.tokens(["x"])):
+    for attempt in (lambda: IndexStore.open(f"{bucket.uri}/index"), store.embeddings):
         with pytest.raises(ObjectStoreError, match=f"{bucket.uri}/index.*does not answer"):
             attempt()
     with pytest.raises(IndexWriteError, match="does not answer"):
