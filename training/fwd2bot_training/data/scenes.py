@@ -34,9 +34,9 @@ class SceneSource:
     hard_negatives: int = 1
     """False captions of a scene, each of another kind."""
     twins: float = 0.0
-    """Share of the pairs in a batch (2n, 2n + 1) whose second is a twin of the first: two objects have changed over,
-    and its caption is a false one of the first. Only so does a contrastive batch hold pictures that their captions tell
-    apart by a relation alone."""
+    """Share of the pairs in a batch (2n, 2n + 1) whose second is a twin of the first: two objects have changed places
+    or, where none can, colours, and its caption is a false one of the first. Only so does a contrastive batch hold
+    pictures that their captions tell apart by a relation alone."""
     favored: tuple[str, ...] = ()
     """Types of questions that are asked twice as often as the others."""
     curriculum_steps: int = 0
@@ -60,7 +60,7 @@ class SceneSource:
         false = scenes.hard_negatives(scene, caption, rng)
         if self.paired:  # until here, both of a pair draw the same
             twins = scenes.twins(scene, caption, false) if rng.random() < self.twins else {}
-            kind = self._draw(sorted(twins), 1, rng)
+            kind = ["swap_relation"] if "swap_relation" in twins else sorted(twins)  # which is the harder to learn
             rng = rng.spawn(2)[index % 2]
             if kind:
                 other, said = twins[kind[0]], false[kind[0]]
