@@ -347,15 +347,15 @@ def _no_bucket(location: Location) -> str:
     return f"there is no {'container' if location.scheme == 'az' else 'bucket'} {location.bucket}"
 
 
-_ASKS_THE_MACHINE: Final = re.compile(
-    r"latest/(api/token|meta-data)|computeMetadata|metadata/identity|169\.254\.170\.2"
+_NO_CREDENTIALS: Final = re.compile(
+    r"latest/(api/token|meta-data)|computeMetadata|metadata/identity|169\.254\.170\.2|Account must be specified"
 )
 """Where the machines of clouds give out credentials: asked last, when there are none of one's own."""
 
 
 def _reason(said: str, location: Location) -> str:
     """What is wrong, in words that tell what to do about it."""
-    if _ASKS_THE_MACHINE.search(said):
+    if _NO_CREDENTIALS.search(said):
         hint = {
             "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
             "gs": "GOOGLE_APPLICATION_CREDENTIALS",

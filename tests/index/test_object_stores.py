@@ -390,6 +390,13 @@ def test_no_credentials(bucket: Bucket, monkeypatch: pytest.MonkeyPatch, tmp_pat
             attempt(f"{bucket.uri}/index")
 
 
+def test_no_account(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AZURE_STORAGE_ACCOUNT_NAME", "AZURE_STORAGE_ACCOUNT"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(ObjectStoreError, match="no credentials: set AZURE_STORAGE_ACCOUNT_NAME"):
+        IndexStore.exists("az://container/index")
+
+
 def test_credentials_in_a_profile(bucket: Bucket, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     file = tmp_path / "credentials"
     file.write_text("[other]\naws_access_key_id = me\naws_secret_access_key = secret\n")
