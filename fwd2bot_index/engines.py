@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self, TypeAlias
 import numpy as np
 
 from fwd2bot_index.decode_pool import Decoded, DecodePool, Outcome
-from fwd2bot_index.errors import InputError, ModelError
+from fwd2bot_index.errors import ModelError
 from fwd2bot_index.payloads import Bytes, Float32
 from fwd2bot_index.timing import timed
 
@@ -151,22 +151,6 @@ class DevicesEngine(_Decoding):
             return encoded(codec, compressed(model, model.preprocess(_images(batch)), len(batch)))
 
         return thread.submit(work).result
-
-
-def check_devices(names: Sequence[str]) -> None:
-    """
-    Raises:
-        InputError: one of them is none, or not there.
-    """
-    import torch
-
-    for name in names:
-        try:
-            device = torch.device(name)
-        except RuntimeError:
-            raise InputError(f"There is no device {name!r}: devices are cuda:0, cuda:1, ..., mps and cpu.") from None
-        if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-            raise InputError(f"There is no device {name}: this machine has {torch.cuda.device_count()} of CUDA's.")
 
 
 def compressed(model: Compressor, inputs: Any, count: int) -> tuple[Float32, Float32]:

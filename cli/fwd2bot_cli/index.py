@@ -13,7 +13,7 @@ import typer
 
 from fwd2bot_cli.console import Output, printable, shown
 from fwd2bot_cli.location import index_to_write
-from fwd2bot_cli.models import ModelChoice, absolute
+from fwd2bot_cli.models import ModelChoice, absolute, check_devices
 from fwd2bot_cli.options import Compile, Debug, Dtype, IndexFolder, Json, Quiet
 from fwd2bot_cli.progress import IndexProgress
 from fwd2bot_cli.session import Session, session_of
@@ -255,7 +255,7 @@ def _engine(
         return partial(RayEngine, load, identity, address=ray_address)
     if devices is None:
         return None
-    from fwd2bot_index.engines import DevicesEngine, check_devices
+    from fwd2bot_index.engines import DevicesEngine
 
     names = [name.strip() for name in devices.split(",")]
     check_devices(names)

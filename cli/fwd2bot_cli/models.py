@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
+
+from fwd2bot_index.errors import InputError
 
 if TYPE_CHECKING:
     from fwd2bot_index.config import Manifest
@@ -107,3 +110,19 @@ def absolute(name: str) -> str:
     """A model folder's absolute path, so that its index can be searched from any folder; hub ids as they are."""
     folder = Path(name).expanduser()
     return str(folder.resolve()) if folder.is_dir() else name
+
+
+def check_devices(names: Sequence[str]) -> None:
+    """
+    Raises:
+        InputError: one of them is none, or not there.
+    """
+    import torch
+
+    for name in names:
+        try:
+            device = torch.device(name)
+        except RuntimeError:
+            raise InputError(f"There is no device {name!r}: devices are cuda:0, cuda:1, ..., mps and cpu.") from None
+        if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+            raise InputError(f"There is no device {name}: this machine has {torch.cuda.device_count()} of CUDA's.")

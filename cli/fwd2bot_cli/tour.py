@@ -72,7 +72,7 @@ def tour(session: Session, folder: Path) -> None:
 
     output.data(f"\nAll of it with pictures: {shown(page)}")
     output.data(f"Now you:\n  cd {shown(folder)}")
-    output.data(f'  {_program(folder)} search "a red circle above a blue square"')
+    output.data(f'  {_program(folder)} search "a red circle above a blue square" --rerank')
     output.data(f'  {_program(folder)} ask "how many objects are there?" --image scenes/{drawn.path(0).name}')
     output.data(f"  {_program(folder)} index ~/Pictures --index ~/pictures.fwd2bot")
 
@@ -149,9 +149,9 @@ def _true_caption(scenes: Sequence[Scene], rng: np.random.Generator, *, mentions
 
 def _search(output: Output, index: Corpus, drawn: Drawn, wanted: Caption) -> Section:
     fitting = sum(wanted.fits(s) for s in drawn.scenes)
-    title = f'search "{wanted}" (true of {fitting} of {NUM_SCENES} scenes)'
+    title = f'search "{wanted}" --rerank (true of {fitting} of {NUM_SCENES} scenes)'
     output.data(f"\n{title}")
-    hits = index.search(str(wanted), top=SHOWN_PER_SEARCH)
+    hits = index.search(str(wanted), top=SHOWN_PER_SEARCH, rerank=True)
     truths = ["true" if wanted.fits(drawn.scene_of(hit)) else "not true" for hit in hits]
     output.table(
         ("rank", "score", "fits", "path"),

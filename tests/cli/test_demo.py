@@ -5,9 +5,13 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
 from cli_helpers import FakeModels, Run
 
+from fwd2bot_cli.main import main
+from fwd2bot_cli.session import Session
 from fwd2bot_cli.tour import NUM_SCENES
+from fwd2bot_index.checkpoints import DEFAULT_MODEL_PATH
 from fwd2bot_index.scenes import COLORS
 
 
@@ -36,7 +40,7 @@ def test_twice_in_a_row(fwd2bot: Run, place: Path, models: FakeModels) -> None:
 def test_what_is_searched_and_asked(fwd2bot: Run, place: Path) -> None:
     """The demo is the same for everybody: its searches grow harder, and its truths are those of its scenes."""
     out = fwd2bot("demo").out
-    one, two, related = re.findall(r'^search "(.*)" \(true of [1-9]\d* of 60 scenes\)$', out, re.MULTILINE)
+    one, two, related = re.findall(r'^search "(.*)" --rerank \(true of [1-9]\d* of 60 scenes\)$', out, re.MULTILINE)
     assert one.count("a ") == 1
     assert " and " in two
     assert re.search("left of|right of|above|below", related)
@@ -53,3 +57,16 @@ def test_other_peoples_folders_are_left_alone(fwd2bot: Run, place: Path) -> None
     assert outcome.code == 2
     assert "mine" in outcome.sentence
     assert [p.name for p in (place / "mine").iterdir()] == ["letter.txt"]
+
+
+@pytest.mark.skipif(
+    not (DEFAULT_MODEL_PATH / "config.json").exists(), reason="the bundled model is not in this checkout"
+)
+def test_the_first_impression(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What comes first is true of what was searched for, and what is asked is answered right."""
+    assert main(["demo", "--quiet"], Session()) == 0
+    rows = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    assert [row[2] for row in rows if row[0] == "1"] == ["true"] * 3
+    answers = [row[2:] for row in rows if row[1:] and row[1].endswith("?")]
+    assert len(answers) == 3
+    assert all(given == true for given, true in answers)

@@ -234,7 +234,8 @@ def test_on_several_devices(fwd2bot: Run, place: Path, models: FakeModels) -> No
     assert fwd2bot("index", "pictures", "--devices", "cpu, cpu").code == 0
     assert (models.loads, models.choice) == (2, ModelChoice(name="default", device="cpu"))
     assert json.loads(fwd2bot("info", "--json").out)["files"] == 3
-    assert "There is no device 'gpu'" in fwd2bot("index", "pictures", "--devices", "gpu").sentence
+    for name in ("gpu", "cuda:99", "cuda:x", ""):
+        assert "There is no device" in fwd2bot("index", "pictures", "--devices", f"cpu,{name}").sentence
     assert "give one of them" in fwd2bot("index", "pictures", "--devices", "cpu", "--ray").sentence
     nowhere = fwd2bot("index", "pictures", "--ray", "--ray-address", "127.0.0.1:1", "--index", "new")
     assert "No Ray cluster answers at 127.0.0.1:1" in nowhere.sentence

@@ -18,7 +18,7 @@ from pictures import encoded, noise, plain, write
 from ray_fakes import Mortal, decode_or_die
 
 from fwd2bot_index import ray_engine
-from fwd2bot_index.engines import DevicesEngine, EngineMaker, check_devices
+from fwd2bot_index.engines import DevicesEngine, EngineMaker
 from fwd2bot_index.errors import Fwd2BotError, InputError, ModelError
 from fwd2bot_index.indexing import Progress, index_images
 from fwd2bot_index.ray_engine import RayEngine
@@ -132,13 +132,6 @@ def test_a_device_that_fails_on_a_picture(photos: Path, tmp_path: Path) -> None:
     reasons = {Path(file.uri).name: file.reason for file in report.skipped}
     assert reasons["15.png"] == "the model could not compress it: its summary tokens are not finite"
     assert (report.added, set(reasons)) == (26, {"15.png", "broken.png", "huge.png"})
-
-
-@pytest.mark.parametrize("name", ["gpu0", "", "cuda:99", "cuda:x"])
-def test_a_device_that_is_not_there(name: str) -> None:
-    check_devices(["cpu", "cpu"])
-    with pytest.raises(InputError, match="There is no device"):
-        check_devices(["cpu", name])
 
 
 @pytest.mark.usefixtures("cluster")
