@@ -147,8 +147,10 @@ class Objects:
     where an object is not there.
     """
 
-    def __init__(self, location: Location) -> None:
+    def __init__(self, location: Location, *, seconds: float | None = None) -> None:
+        """``seconds``: for one request; None: :func:`seconds_to_wait`."""
         self.location = location
+        self._seconds = seconds_to_wait() if seconds is None else seconds
 
     @classmethod
     def at(cls, uri: str) -> Objects:
@@ -254,9 +256,9 @@ class Objects:
             "client_options": {
                 "allow_http": _allows_http(),
                 "connect_timeout": timedelta(seconds=_CONNECT_SECONDS),
-                "timeout": timedelta(seconds=seconds_to_wait()),
+                "timeout": timedelta(seconds=self._seconds),
             },
-            "retry_config": {"max_retries": RETRIES, "retry_timeout": timedelta(seconds=max(1, seconds_to_wait()))},
+            "retry_config": {"max_retries": RETRIES, "retry_timeout": timedelta(seconds=max(1, self._seconds))},
         }
         if self.location.scheme == "s3" and (profile := _profile()) is not None:
             options["credential_provider"] = profile

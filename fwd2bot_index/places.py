@@ -39,6 +39,7 @@ from fwd2bot_index.object_stores import (
     is_uri,
     lance_options,
     problem_of,
+    seconds_to_wait,
 )
 
 if sys.platform != "win32":
@@ -323,7 +324,9 @@ class StorePlace(Place):
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        lease = _Lease(self, self._objects)
+        # with little patience: there must be time to try again before the lease ends
+        patience = min(max(1.0, LEASE_SECONDS / 6), seconds_to_wait())
+        lease = _Lease(self, Objects(self._location, seconds=patience))
         lease.take()
         _leases[str(self)] = lease
         try:
@@ -423,9 +426,9 @@ class _Lease:
                 state, now = self._objects.state(LOCK), self._read()
             except FileNotFoundError:
                 return False
-            if now.get("owner") != self._owner or now.get("renewals") != self._renewals:
+            if now.get("owner") != self._owner:
                 return False
-            self._state = state
+            self._state = state  # of an earlier attempt
         self._renewed = before
         return True
 

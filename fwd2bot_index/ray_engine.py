@@ -23,6 +23,7 @@ from __future__ import annotations
 import os
 import re
 import socket
+import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -218,6 +219,9 @@ class RayEngine:
                     if attempt == ATTEMPTS:
                         raise ModelError(f"the process that compressed it died ({_reason(e)})") from e
                     actor = self._actors[(index + attempt) % len(self._actors)]
+                    _wait_for(
+                        actor
+                    )  # one that is being started again takes no calls, and that would count as a failure
                     reference = actor.compress.remote(by, *pixels)
             raise AssertionError("it returns or raises")
 
@@ -239,6 +243,19 @@ class _Actor:
     def compress(self, codec: Codec | None, *pixels: Any) -> Compressed:
         inputs = self._model.preprocess([Image.fromarray(each) for each in pixels])
         return encoded(codec, compressed(self._model, inputs, len(pixels)))
+
+
+def _wait_for(actor: Any) -> None:
+    """Until it answers, which it does as soon as Ray has started it again, or has had time enough for it."""
+    ray, end = _ray(), time.monotonic() + LONGEST_START
+    while time.monotonic() < end:
+        try:
+            ray.get(actor.facts.remote(), timeout=LONGEST_START)
+            return
+        except ray.exceptions.RayTaskError:
+            return
+        except ray.exceptions.RayError:
+            time.sleep(0.2)
 
 
 _decoders: list[Decoder] = []

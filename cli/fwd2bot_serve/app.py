@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 import queue
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -22,6 +23,7 @@ from starlette.routing import Match
 from fwd2bot_index.config import DEFAULT_THRESHOLD
 from fwd2bot_index.decoding import MAX_SIDE, decode_image
 from fwd2bot_index.errors import Fwd2BotError, IndexNotFoundError, InputError
+from fwd2bot_index.places import Place
 from fwd2bot_index.queries import Term, changes, weighted
 from fwd2bot_serve import wire
 from fwd2bot_serve.batching import ModelThread, current_scope
@@ -37,7 +39,6 @@ if TYPE_CHECKING:
     from fwd2bot_index.annotating import AnnotateReport
     from fwd2bot_index.config import Manifest
     from fwd2bot_index.corpus import Corpus
-    from fwd2bot_index.places import Place
     from fwd2bot_index.results import Hits
     from fwd2bot_index.text_encoder import TextEncoder
     from fwd2bot_index.types import Answer, Compressor, Hit
@@ -69,7 +70,7 @@ class Server:
 
 
 def create_app(
-    place: Place,
+    place: str | os.PathLike[str] | Place,
     settings: Settings,
     *,
     load: Callable[[Manifest], Compressor],
@@ -84,7 +85,7 @@ def create_app(
     thread = ModelThread(batch_size=settings.batch_size, made=metrics.model_call)
     server = Server(
         settings=settings,
-        index=ServedIndex(place, load=load, text_encoder=text_encoder, thread=thread),
+        index=ServedIndex(Place.of(place), load=load, text_encoder=text_encoder, thread=thread),
         workers=Workers(threads=settings.threads, most=settings.max_requests, time_limit=settings.time_limit),
         metrics=metrics,
         thumbnails=Thumbnails(),

@@ -13,6 +13,7 @@ from fwd2bot_index.errors import (
     IndexNotFoundError,
     InputError,
     ModelError,
+    ObjectStoreError,
 )
 
 
@@ -64,6 +65,7 @@ _FAILURES: tuple[tuple[type[Fwd2BotError], Failure], ...] = (
     (IndexBusyError, Failure(status=409, error="busy", retry_after=10)),
     (IndexNotFoundError, Failure(status=503, error="no-index", retry_after=5)),
     (IndexError_, Failure(status=503, error="index", retry_after=5)),
+    (ObjectStoreError, Failure(status=503, error="store", retry_after=10)),
     (ModelError, Failure(status=503, error="model")),
     (Fwd2BotError, Failure(status=503, error="model")),
 )

@@ -27,7 +27,7 @@ from fwd2bot_index.errors import (
     ObjectStoreError,
 )
 from fwd2bot_index.indexing import Progress, index_images
-from fwd2bot_index.object_stores import Location, absolute, joined, parent
+from fwd2bot_index.object_stores import ABSENT, Condition, Location, Objects, absolute, joined, parent
 from fwd2bot_index.places import Place
 from fwd2bot_index.store import IndexStore, writing
 from fwd2bot_index.types import IndexReport, ModelIdentity
@@ -233,6 +233,29 @@ def test_the_lease_of_a_dead_process_is_taken_over_by_one(bucket: Bucket, monkey
         done = list(threads.map(run, range(3)))
     assert most == [1]
     assert sum(done) == 1
+
+
+def test_a_renewal_whose_answer_is_lost(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was written all the same: the lease is still one's own."""
+    monkeypatch.setattr(places, "RENEW_SECONDS", 0.1)
+    store = IndexStore.create(f"{bucket.uri}/index", MANIFEST)
+    write, lost = Objects.write, [3]
+
+    def forgetful(self: Objects, name: str, content: bytes, *, only_if: Condition | None = None) -> Condition:
+        done = write(self, name, content, only_if=only_if)
+        if name == ".lock" and only_if != ABSENT and lost[0]:
+            lost[0] -= 1
+            raise ObjectStoreError("no answer")
+        return done
+
+    monkeypatch.setattr(Objects, "write", forgetful)
+    with writing(store.place):
+        while lost[0]:
+            time.sleep(0.05)
+        time.sleep(0.4)
+        commit(store, row(1))
+    assert "index/.lock" not in bucket.keys("index")
+    assert IndexStore.open(store.place).stats().files == 1
 
 
 def test_what_is_in_a_lock_is_not_trusted(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
