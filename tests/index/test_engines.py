@@ -15,7 +15,7 @@ import pytest
 import torch
 from fakes import FakeModel
 from pictures import encoded, noise, plain, write
-from ray_fakes import Mortal, decode_or_die
+from ray_fakes import Light, decode_or_die
 
 from fwd2bot_index import ray_engine
 from fwd2bot_index.engines import DevicesEngine, EngineMaker
@@ -65,12 +65,12 @@ def run(
     index: Path,
     engine: EngineMaker | None,
     progress: Callable[[Progress], None] | None = None,
-    model: Compressor | None = None,
+    model: Callable[[], object] = FakeModel,
 ) -> IndexReport:
     return index_images(
         [photos],
         index,
-        model or FakeModel(),
+        model,  # type: ignore[arg-type]
         model_identity=IDENTITY,
         codec="pq8",
         batch_size=4,
@@ -103,8 +103,8 @@ def contents_of_tokens(store: IndexStore) -> dict[str, bytes]:
     }
 
 
-def on_ray(load: Callable[[], Compressor] = FakeModel, identity: ModelIdentity = IDENTITY) -> EngineMaker:
-    return partial(RayEngine, load, identity, address=None)
+def on_ray(load: Callable[[], object] = Light, identity: ModelIdentity = IDENTITY) -> EngineMaker:
+    return partial(RayEngine, load, identity, address=None)  # type: ignore[arg-type]
 
 
 def on_devices(*models: Compressor) -> EngineMaker:
@@ -138,7 +138,7 @@ def test_a_device_that_fails_on_a_picture(photos: Path, tmp_path: Path) -> None:
 class TestRay:
     def test_it_writes_the_same(self, photos: Path, tmp_path: Path) -> None:
         ours = run(photos, tmp_path / "ray", on_ray())
-        theirs = run(photos, tmp_path / "one", None)
+        theirs = run(photos, tmp_path / "one", None, model=Light)
         assert (ours.added, ours.skipped) == (theirs.added, theirs.skipped)
         assert contents(tmp_path / "ray") == contents(tmp_path / "one")
         assert any("25000 x 20000 pixels" in file.reason for file in ours.skipped)
@@ -148,17 +148,17 @@ class TestRay:
     def test_an_actor_that_is_killed(self, photos: Path, tmp_path: Path) -> None:
         """Its batch is done by the next."""
         once = tmp_path / "killed"
-        report = run(photos, tmp_path / "ray", on_ray(partial(Mortal, 25, once=once)))
+        report = run(photos, tmp_path / "ray", on_ray(partial(Light, deadly=25, once=once)))
         assert once.exists()
         assert (report.added, len(report.skipped)) == (27, 2)
-        run(photos, tmp_path / "one", None)
+        run(photos, tmp_path / "one", None, model=Light)
         assert contents(tmp_path / "ray") == contents(tmp_path / "one")
 
     def test_a_picture_that_kills_every_actor(
         self, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(ray_engine, "ATTEMPTS", 2)
-        report = run(photos, tmp_path / "ray", on_ray(partial(Mortal, 25)))
+        report = run(photos, tmp_path / "ray", on_ray(partial(Light, deadly=25)))
         [guilty] = [file for file in report.skipped if file.uri.endswith("15.png")]
         assert "the process that compressed it died" in guilty.reason
         assert report.added == 26
@@ -194,11 +194,11 @@ class TestRay:
 
     def test_another_model(self, photos: Path, tmp_path: Path) -> None:
         with pytest.raises(ModelError, match="other weights or settings"):
-            run(photos, tmp_path / "ray", on_ray(partial(FakeModel, fingerprint="fake-2")))
+            run(photos, tmp_path / "ray", on_ray(partial(Light, fingerprint="fake-2")))
 
     def test_a_model_that_cannot_be_loaded(self, photos: Path, tmp_path: Path) -> None:
         with pytest.raises(ModelError, match=r"could not be loaded on the cluster: .*nothing"):
-            run(photos, tmp_path / "ray", on_ray(partial(FakeModel, nothing=1)))  # type: ignore[call-arg]
+            run(photos, tmp_path / "ray", on_ray(partial(Light, nothing=1)))  # type: ignore[call-arg]
 
 
 def test_a_cluster_that_does_not_answer() -> None:

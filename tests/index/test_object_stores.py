@@ -445,7 +445,7 @@ def pieces_sent(bucket: Bucket, folder: Path) -> int:
     return bucket.door.requests
 
 
-@pytest.mark.parametrize(("state", "shares"), [("down", (0.2, 0.7)), ("silent", (0.5,))])
+@pytest.mark.parametrize(("state", "shares"), [("down", (0.6,)), ("silent", (0.5,))])
 def test_an_endpoint_that_goes_away_in_the_middle(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, state: str, shares: tuple[float, ...]
 ) -> None:
