@@ -289,6 +289,7 @@ def connect(address: str | None, *, processors: int) -> None:
     ray = _ray()
     quiet: dict[str, Any] = {"include_dashboard": False} if address is None else {}
     if address is None:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nobody asked for telemetry
         quiet["num_cpus"] = processors
     elif (place := urlsplit(address if "://" in address else f"//{address}")).port is not None:
         try:
