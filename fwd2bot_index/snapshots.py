@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from fwd2bot_index import conditions
+from fwd2bot_index.hit_names import HIT_COLUMNS
 from fwd2bot_index.keys import content_keys
 from fwd2bot_index.store import BATCH_BYTES, IndexStore, corrupted, or_corrupted
 
@@ -32,7 +33,6 @@ T = TypeVar("T")
 
 FOUND: Final = "status = 'ok'"
 """Rows that a search can find."""
-HIT_COLUMNS: Final = ("uri", "id", "width", "height")
 _HIDDEN: Final = ("embedding", "checksum")
 _READ_ONE_BY_ONE: Final = 2000
 """Rows; more are read by going through the whole table."""
@@ -103,6 +103,12 @@ class Snapshot:
         """
         table = self._scan([*HIT_COLUMNS, "embedding"], where=FOUND)
         return _addresses(table), table.select(list(HIT_COLUMNS)), self._matrix(table)
+
+    def name_tables(self) -> Iterator[Any]:
+        """Arrow's ``HIT_COLUMNS`` of all that can be found, piece by piece, in the table's order."""
+        batches = iter(self._dataset.scanner(columns=list(HIT_COLUMNS), filter=FOUND).to_batches())
+        while (batch := self._read(lambda: next(batches, None))) is not None:
+            yield pa.table(batch)
 
     def embedding_batches(self, chosen: npt.NDArray[np.bool_]) -> Iterator[Float16]:
         """The embeddings of the ``chosen`` [N] of all rows that can be found, batch by batch, in the table's order.

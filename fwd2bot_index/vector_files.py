@@ -6,7 +6,8 @@
       current.json          which of the files below is in use, what made it, its recall and its effort
       NAME.faiss            FAISS's own file: positions 0 to N - 1 of pictures
       NAME.safetensors      key [N] of the picture at each position; address [M] and position [M] of the rows that had
-                            those pictures in one version of the table, sorted by position
+                            those pictures in one version of the table, sorted by position, and row [M] of their names
+      NAME.arrow            their names, see :mod:`fwd2bot_index.hit_names`
 
 It is made of the table and can always be made again: what is wrong with it is a reason to search without it, and no
 damage to the index. ``current.json`` is written last; a reader that has the files of before goes on with them.
@@ -17,7 +18,7 @@ from __future__ import annotations
 import hashlib
 import json
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,11 +27,15 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from fwd2bot_index import hit_names
+from fwd2bot_index.hit_names import HitNames
 from fwd2bot_index.places import Place, write_atomically
 from fwd2bot_index.vector_index import DEPTHS, KINDS, Settings, TrainedIndex
 
 FOLDER: Final = "faiss"
 _CURRENT: Final = "current.json"
+_ENDS: Final = (".faiss", ".safetensors", ".arrow")
+_ARRAYS: Final = ("key", "address", "position", "row")
 _MAX_ROWS: Final = 2**40
 
 
@@ -52,9 +57,13 @@ class VectorFiles:
     """ISO 8601, UTC."""
     seconds: float
     """That building took."""
-    index_bytes: int
-    sha256: str
-    """Of NAME.faiss."""
+    written: Mapping[str, tuple[int, str]]
+    """The end of each file's name -> its bytes and their SHA-256."""
+
+    @property
+    def index_bytes(self) -> int:
+        """Of all files."""
+        return sum(size for size, _ in self.written.values())
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=2) + "\n"
@@ -70,8 +79,9 @@ class VectorFiles:
             inner = fields["settings"]
             effort, recall = inner["effort"], inner["recall"]
             settings = Settings(**{**inner, "effort": tuple(effort), "recall": tuple(recall)})
-            found = cls(**{**fields, "settings": settings})
-        except (ValueError, TypeError, KeyError) as e:
+            written = {end: (int(fields["written"][end][0]), str(fields["written"][end][1])) for end in _ENDS}
+            found = cls(**{**fields, "settings": settings, "written": written})
+        except (ValueError, TypeError, KeyError, IndexError) as e:
             raise UnusableError(f"its {_CURRENT} cannot be read") from e
         numbers = (settings.rows, settings.dim, settings.candidates, *effort, found.table_rows, found.version)
         if not all(isinstance(n, int) and 0 < n < _MAX_ROWS for n in numbers) or len(effort) != len(DEPTHS):
@@ -91,6 +101,8 @@ class Positions:
     """[M], of rows."""
     position: npt.NDArray[np.int64]
     """[M], of the picture of each of them; sorted."""
+    row: npt.NDArray[np.int64]
+    """[M], of the name of each of them."""
 
 
 def described(place: Place) -> VectorFiles | None:
@@ -110,7 +122,7 @@ def described(place: Place) -> VectorFiles | None:
         raise UnusableError(f"its {_CURRENT} cannot be read") from e
 
 
-def read(place: Place, files: VectorFiles) -> tuple[TrainedIndex, Positions]:
+def read(place: Place, files: VectorFiles) -> tuple[TrainedIndex, Positions, HitNames]:
     """The vector index itself.
 
     Raises:
@@ -120,38 +132,42 @@ def read(place: Place, files: VectorFiles) -> tuple[TrainedIndex, Positions]:
     from safetensors.numpy import load_file
 
     assert place.folder is not None
-    index_path, rows_path = (place.folder / FOLDER / f"{files.name}{end}" for end in (".faiss", ".safetensors"))
-    expected = 8 * files.settings.rows + 16 * files.table_rows
+    index_path, rows_path, names_path = paths = _paths(place.folder / FOLDER, files.name)
+    expected = 8 * files.settings.rows + 24 * files.table_rows
     try:
-        if index_path.stat().st_size != files.index_bytes or not 0 <= rows_path.stat().st_size - expected < 4096:
+        sizes = [path.stat().st_size for path in paths]
+        if sizes != [size for size, _ in files.written.values()] or not 0 <= sizes[1] - expected < 4096:
             raise UnusableError("a file has another size than was written")
         index = TrainedIndex.read(index_path, files.settings)
         arrays = load_file(rows_path)
-        found = Positions(key=arrays["key"], address=arrays["address"], position=arrays["position"])
+        found = Positions(**{name: arrays[name] for name in _ARRAYS})
+        names = HitNames(names_path, files.table_rows)
     except (OSError, ValueError, KeyError, SafetensorError) as e:
         raise UnusableError(" ".join(str(e).split())) from e
-    shapes = (len(found.key), len(found.address), len(found.position))
-    types = [array.dtype.name for array in (found.key, found.address, found.position)]
-    if shapes != (len(index), files.table_rows, files.table_rows) or types != ["uint64", "uint64", "int64"]:
+    kinds = [(array.dtype.name, array.shape) for array in (found.key, found.address, found.position, found.row)]
+    rows = (files.table_rows,)
+    if kinds != [("uint64", (len(index),)), ("uint64", rows), ("int64", rows), ("int64", rows)]:
         raise UnusableError("its positions are not those of its vectors")
     if len(found.position) and (found.position[0] < 0 or found.position[-1] >= len(index)):
         raise UnusableError("its positions are not those of its vectors")
-    return index, found
+    return index, found, names
 
 
-def write(place: Place, index: TrainedIndex, positions: Positions, *, version: int, seconds: float) -> VectorFiles:
-    """Put a vector index in the place of the one before."""
+def write(
+    place: Place, index: TrainedIndex, positions: Positions, names: Iterable[Any], *, version: int, seconds: float
+) -> VectorFiles:
+    """Put a vector index in the place of the one before; ``names`` are Arrow's ``HIT_COLUMNS`` of all of its rows,
+    piece by piece."""
     from safetensors.numpy import save_file
 
     assert place.folder is not None
     folder = place.folder / FOLDER
     folder.mkdir(exist_ok=True)
     name = f"{index.settings.kind.replace('-', '')}{version}x{secrets.token_hex(4)}"
-    path = folder / f"{name}.faiss"
-    index.write(path)
-    save_file(
-        {name: getattr(positions, name) for name in ("key", "address", "position")}, folder / f"{name}.safetensors"
-    )
+    index_path, rows_path, names_path = paths = _paths(folder, name)
+    index.write(index_path)
+    save_file({name: getattr(positions, name) for name in _ARRAYS}, rows_path)
+    hit_names.write(names_path, names)
     files = VectorFiles(
         name=name,
         settings=index.settings,
@@ -159,8 +175,7 @@ def write(place: Place, index: TrainedIndex, positions: Positions, *, version: i
         table_rows=len(positions.address),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         seconds=round(seconds, 1),
-        index_bytes=path.stat().st_size,
-        sha256=_sha256(path),
+        written={path.suffix: (path.stat().st_size, _sha256(path)) for path in paths},
     )
     write_atomically(folder / _CURRENT, files.to_json().encode())
     _sweep(folder, keep=files.name)
@@ -181,11 +196,16 @@ def problem(place: Place) -> str | None:
         if files is not None:
             read(place, files)
             assert place.folder is not None
-            if _sha256(place.folder / FOLDER / f"{files.name}.faiss") != files.sha256:
+            paths = _paths(place.folder / FOLDER, files.name)
+            if [_sha256(path) for path in paths] != [sha256 for _, sha256 in files.written.values()]:
                 return "its bytes are not those that were written"
     except (UnusableError, OSError) as e:
         return str(e)
     return None
+
+
+def _paths(folder: Path, name: str) -> list[Path]:
+    return [folder / f"{name}{end}" for end in _ENDS]
 
 
 def _sweep(folder: Path, *, keep: str | None) -> None:
@@ -195,8 +215,8 @@ def _sweep(folder: Path, *, keep: str | None) -> None:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    yield from folder.glob("*.faiss")
-    yield from folder.glob("*.safetensors")
+    for end in _ENDS:
+        yield from folder.glob(f"*{end}")
 
 
 def _sha256(path: Path) -> str:

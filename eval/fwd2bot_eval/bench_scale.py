@@ -96,6 +96,7 @@ class _Pool:
     def __init__(self, codec: Codec) -> None:
         self._pool = codec.encode(np.random.default_rng(0).standard_normal((POOL, TOKENS, DIM), np.float32))
         self._next = 0
+        self.payload_bytes = codec.payload_bytes
 
     def encode(self, tokens: Float32) -> npt.NDArray[np.uint8]:
         chosen = np.arange(self._next, self._next + len(tokens)) % POOL

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from fakes import manifest
 from stored_rows import E, commit, embedding, row
 
-from fwd2bot_index import searching, vector_files
+from fwd2bot_index import hit_names, searching, vector_files
 from fwd2bot_index.errors import InputError
 from fwd2bot_index.searching import Choice, Searcher, build_vectors, choose, plan_of, rabitq_bits, refresh_vectors
 from fwd2bot_index.snapshots import Snapshot
@@ -202,11 +203,16 @@ def damage_positions(store: IndexStore) -> None:
     path.write_bytes(b"\xff" * path.stat().st_size)
 
 
+def damage_names(store: IndexStore) -> None:
+    path = next((store.place.folder / "faiss").glob("*.arrow"))
+    path.write_bytes(b"\xff" * path.stat().st_size)
+
+
 def lose_a_file(store: IndexStore) -> None:
     next((store.place.folder / "faiss").glob("*.faiss")).unlink()
 
 
-@pytest.mark.parametrize("damage", [damage_index, damage_description, damage_positions, lose_a_file])
+@pytest.mark.parametrize("damage", [damage_index, damage_description, damage_positions, damage_names, lose_a_file])
 @pytest.mark.parametrize("kind", ["ivf", "hnsw"])
 def test_a_damaged_vector_index_is_done_without(store: IndexStore, kind: Choice, damage) -> None:  # type: ignore[no-untyped-def]
     build_vectors(store, kind)
@@ -218,16 +224,52 @@ def test_a_damaged_vector_index_is_done_without(store: IndexStore, kind: Choice,
     check(store, least=1.0)
     build_vectors(store, kind)
     assert plan_of(store).unusable is None
-    assert len(list((store.place.folder / "faiss").iterdir())) == 3
+    assert len(list((store.place.folder / "faiss").iterdir())) == 4
 
 
-def test_a_byte_that_changed_is_found(store: IndexStore) -> None:
+@pytest.mark.parametrize("end", [".faiss", ".safetensors", ".arrow"])
+def test_a_byte_that_changed_is_found(store: IndexStore, end: str) -> None:
     build_vectors(store, "ivf")
-    path = next((store.place.folder / "faiss").glob("*.faiss"))
+    path = next((store.place.folder / "faiss").glob(f"*{end}"))
     raw = bytearray(path.read_bytes())
     raw[len(raw) // 2] ^= 1
     path.write_bytes(bytes(raw))
     assert vector_files.problem(store.place) == "its bytes are not those that were written"
+
+
+# ---- names
+
+
+def test_hits_are_named_by_the_file_beside_the_index(store: IndexStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hit_names, "BATCH", 300)
+    store.commit([replace(row(5), uri=f"/photos/copy {n}.jpg") for n in (1, 2)], {})  # copies share a position
+    build_vectors(store, "ivf")
+    searcher = Searcher.of(store)
+    addresses = np.random.default_rng(2).permutation(searcher.snapshot.pictures().address)
+    from_the_table = searcher.snapshot.rows_at(addresses)
+    assert len(addresses) == 2002
+
+    def unwanted(*_: object) -> None:
+        raise AssertionError("the table was asked")
+
+    monkeypatch.setattr(Snapshot, "rows_at", unwanted)
+    assert searcher.rows(addresses).to_pydict() == from_the_table.to_pydict()
+
+
+def test_names_of_another_version_are_asked_of_the_table(store: IndexStore) -> None:
+    build_vectors(store, "ivf")
+    store.commit([row(3), replace(row(4), uri="/photos/renamed.jpg")], {})
+    store.remove(["/photos/4.jpg"])
+    assert found(Searcher.of(store), embedding(4).astype(np.float32), 1) == ["/photos/renamed.jpg"]
+
+
+def test_a_name_that_changed_on_disk_is_asked_of_the_table(store: IndexStore) -> None:
+    build_vectors(store, "ivf")
+    path = next((store.place.folder / "faiss").glob("*.arrow"))
+    raw = path.read_bytes()
+    assert raw.count(b"/photos/77.jpg") == 1
+    path.write_bytes(raw.replace(b"/photos/77.jpg", b"/photos/99.jpg"))
+    assert found(Searcher.of(store), embedding(77).astype(np.float32), 1) == ["/photos/77.jpg"]
 
 
 # ---- choosing
