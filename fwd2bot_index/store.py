@@ -39,6 +39,7 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
+import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -66,7 +67,7 @@ from fwd2bot_index.errors import (
 )
 from fwd2bot_index.keys import is_among, keys_of
 from fwd2bot_index.payloads import Bytes, Float32
-from fwd2bot_index.places import LOCK, MANIFEST, Place
+from fwd2bot_index.places import LOCK, MANIFEST, Mark, Place
 from fwd2bot_index.product_codec import largest_file
 from fwd2bot_index.timing import timed
 from fwd2bot_index.types import SkippedFile
@@ -90,6 +91,8 @@ BATCH_BYTES: Final = 16 * 2**20
 INDEXED_ROWS: Final = 10_000
 """With fewer rows, finding some by their key is as fast without an index of the keys."""
 
+_TICK_NS: Final = 2 * 10**9
+"""Longer than between two ticks of any clock that files get their times from."""
 _IMAGES: Final = "images.lance"
 _TOKENS: Final = "tokens.lance"
 _FIT: Final = "codec.safetensors"
@@ -269,6 +272,7 @@ class IndexStore:
         self._images = images
         self._tokens = tokens
         self._codec = codec
+        self._known_version: tuple[Mark | None, int] = (None, 0)
         self._moving = threading.Lock()
         """Around whatever moves a dataset to its latest version: Lance refuses any other use of it meanwhile."""
 
@@ -455,9 +459,28 @@ class IndexStore:
 
     @property
     def images_version(self) -> int:
-        """The latest version of images.lance."""
-        with self._moving:
-            return int(or_corrupted(self.place, lambda: self._images.latest_version))
+        """The latest version of images.lance.
+
+        Lance lists a folder for it in a thread of its own, for up to a millisecond: it is asked again once the folder
+        has changed.
+        """
+        mark = self._versions_mark()
+        if mark is None or mark != self._known_version[0]:
+            with self._moving:
+                version = int(or_corrupted(self.place, lambda: self._images.latest_version))
+            self._known_version = (mark, version)
+        return self._known_version[1]
+
+    def _versions_mark(self) -> Mark | None:
+        """Changes with every version of images.lance; None: nothing that can be seen without asking Lance does. Two
+        changes may share the time of one tick of the clock, so a folder that has just changed has none."""
+        if self.place.folder is None:
+            return None
+        try:
+            mark = self.place.mark(f"{_IMAGES}/_versions")
+        except OSError:
+            return None
+        return mark if abs(time.time_ns() - mark[1]) > _TICK_NS else None
 
     def image_fragments(self, columns: Sequence[str]) -> Iterator[Fragment]:
         """The latest version of images.lance, piece by piece."""

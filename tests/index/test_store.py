@@ -182,6 +182,22 @@ def test_a_reader_sees_commits_and_outlives_a_cleanup(store: IndexStore, monkeyp
     check_whole(reader, set(range(1, 14)))
 
 
+def test_the_version_is_asked_again_once_the_folder_has_changed(store: IndexStore) -> None:
+    reader = IndexStore.open(store.place.folder)
+    for n in range(5):  # within one tick of the clock, where two versions may have the same time
+        before = reader.images_version
+        commit(store, n)
+        assert reader.images_version > before
+    folder = store.place.folder / "images.lance" / "_versions"
+    os.utime(folder, (1e9, 1e9))
+    latest = reader.images_version
+    reader._images = None  # so that asking Lance would fail
+    assert reader.images_version == latest
+    os.utime(folder, (2e9, 2e9))
+    with pytest.raises(IndexCorruptedError):
+        _ = reader.images_version
+
+
 def test_the_folder_is_a_lancedb_database(store: IndexStore) -> None:
     # in a process of its own, that knows lancedb alone
     commit(store, *range(5))
