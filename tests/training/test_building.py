@@ -56,6 +56,14 @@ def test_exactly_what_is_named_trains(family: str, tmp_path: Path) -> None:
         assert all(p.requires_grad for n, p in model.named_parameters() if "lora_" in n or not n.startswith("base."))
 
 
+def test_the_first_pass_alone_can_be_frozen(tmp_path: Path) -> None:
+    settings = {"lr_first_pass": 0.0, "lr_projector": 0.0, "embedding_dim": 4, "token_norm": True}
+    run = run_of(saved(tmp_path / "base"), model=settings, method={"contrastive_weight": 0.0})
+    trains = {n for n, p in build(run, tmp_path).named_parameters() if p.requires_grad}
+    assert trains
+    assert all(".generate." in name for name in trains)
+
+
 def test_learning_rates_follow_the_parts(tmp_path: Path) -> None:
     run = run_of(saved(tmp_path / "base"), model={"lr_language_model": 0.0, "lr_projector": 0.1, "lr_vision": 0.01})
     model = build(run, tmp_path)

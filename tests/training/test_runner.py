@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tiny_models
+import torch
 from PIL import Image
 from transformers.utils import logging
 
@@ -141,6 +142,23 @@ def toy_recipe(tmp_path: Path, **method: Any) -> dict[str, Any]:
         "data": {"sources": [{"name": "scenes", "kind": "scenes", "size": 32}], "workers": 0, "max_segments": 2},
         "train": {"steps": 12, "batch_size": 4, "micro_batch_size": 2, "log_every": 5, "save_minutes": 0.002},
     }
+
+
+def test_a_first_pass_that_is_frozen_gives_the_tokens_that_it_gave(tmp_path: Path) -> None:
+    tables = toy_recipe(tmp_path)
+    frozen = {"base": "previous", "lr_first_pass": 0.0, "lr_projector": 0.0}
+    phases = [{"name": "both"}, {"name": "second", "model": frozen, "method": {"contrastive_weight": 0.0}}]
+    tables["train"]["steps"] = 2
+    out = tmp_path / "out"
+    run_recipe(parse_recipe({**tables, "phases": phases}, name="x"), root=None, out=out, quiet=True)
+    before, after = (Fwd2BotModel.from_pretrained(out / n, device="cpu") for n in ("both/model", "model"))
+    pictures = [scenes.render(scenes.scene(n)) for n in range(3)]
+    tokens = before.compress(pictures).tokens
+    assert torch.equal(tokens, after.compress(pictures).tokens)
+    assert torch.equal(before.embed_text(["a red circle"]), after.embed_text(["a red circle"]))
+    ids, mask = before.prepare_prompts("how many?", 3, num_tokens=4)
+    with torch.inference_mode():
+        assert not torch.equal(*(model.second_pass(tokens, ids, mask) for model in (before, after)))
 
 
 @pytest.mark.parametrize("method", [{"objective": "single-pass"}, {"compressor": "resampler"}])

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 
-from fwd2bot_index.adapters import LoraSettings
+from fwd2bot_index.adapters import STAGES, LoraSettings
 from fwd2bot_index.checkpoints import BASE_FOLDER, resolve
 from fwd2bot_index.config import CompressorConfig
 from fwd2bot_index.errors import ModelError
@@ -21,6 +21,8 @@ Part = Literal["language_model", "projector", "vision"]
 # Names that the supported families give to what is not their LLM.
 _PROJECTORS = ("multi_modal_projector", "connector", "merger", "image_newline")
 _ENCODERS = ("vision_tower", "vision_model", "visual")
+# Parameters of a model beside its base that the second pass does not read.
+_FIRST_PASS = ("queries", "text_query", "logit_scale", "token_scale", "image_head", "text_head")
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -73,9 +75,16 @@ def lr_factors(model: Fwd2BotModel, settings: ModelConfig) -> Callable[[str], fl
 
     def factor(name: str) -> float:
         _, of_base, rest = name.partition("model.base.")
-        return own[part_of(rest)] if of_base and "lora_" not in rest else 1.0
+        if of_base and "lora_" not in rest:
+            return own[part_of(rest)]
+        return settings.lr_first_pass if _of_first_pass(rest if of_base else name) else 1.0
 
     return factor
+
+
+def _of_first_pass(name: str) -> bool:
+    """Whether nothing but the first pass uses an adapter's parameter, or one that a model has beside its base."""
+    return f".{STAGES[0]}." in name if "lora_" in name else name.removeprefix("model.").startswith(_FIRST_PASS)
 
 
 def part_of(name: str) -> Part:

@@ -79,6 +79,11 @@ class ModelConfig:
     rank: int = key(64, "of each LoRA")
     alpha: float = key(128.0, "of each LoRA: its update is scaled by alpha / rank")
     dropout: float = key(0.0, "of each LoRA's input")
+    lr_first_pass: float = key(
+        1.0,
+        "factor for what the first pass alone has: its LoRA (`stage`), summary positions and embedding heads; where it "
+        "and those below are 0, all tokens and embeddings stay what they are and the second pass learns to read them",
+    )
     lr_language_model: float = key(0.0, "factor on the learning rate of the LLM's own weights; 0: frozen")
     lr_projector: float = key(0.1, "factor for whatever lies between vision encoder and LLM; 0: frozen")
     lr_vision: float = key(0.0, "factor for the vision encoder; 0: frozen")
@@ -93,7 +98,7 @@ class ModelConfig:
             raise InputError(f"model.num_tokens must be between 1 and {MAX_SUMMARY_TOKENS}, not {self.num_tokens}.")
         if "{text}" not in self.text_prompt:
             raise InputError("model.text_prompt must contain {text}.")
-        _at_least(0, **{f"model.{n}": getattr(self, n) for n in ("embedding_dim", *_LR_FACTORS)})
+        _at_least(0, **{f"model.{n}": getattr(self, n) for n in ("embedding_dim", "lr_first_pass", *_LR_FACTORS)})
         _at_least(1, **{"model.rank": self.rank})
         if not 0 <= self.dropout < 1:
             raise InputError(f"model.dropout must be in [0, 1), not {self.dropout}.")
@@ -303,6 +308,14 @@ class RunConfig:
                 raise InputError(f"{self.name}: method.{ignored[0]} means nothing to {method.objective!r}.")
         elif model.adapters == "none" and not whole and method.compressor == "llm":
             raise InputError(f"{self.name}: without adapters the LLM must train: set model.lr_language_model.")
+        if not model.lr_first_pass and not any(getattr(model, n) for n in _LR_FACTORS):
+            if model.adapters == "shared" or method.objective != "double-pass" or method.compressor != "llm":
+                raise InputError(
+                    f"{self.name}: model.lr_first_pass = 0 is for a double pass with adapters of their own."
+                )
+            first = [n for n in ("contrastive_weight", "orthogonality_weight") if getattr(method, n)]
+            if first:
+                raise InputError(f"{self.name}: method.{first[0]} has nothing to train: the first pass stays as it is.")
         if method.objective == "single-pass" and (method.compressor != "llm" or method.storage_noise != "none"):
             raise InputError(f"{self.name}: 'single-pass' has no tokens of its own to pool, resample or store.")
 
