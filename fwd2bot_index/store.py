@@ -273,6 +273,7 @@ class IndexStore:
         self._tokens = tokens
         self._codec = codec
         self._known_version: tuple[Mark | None, int] = (None, 0)
+        self._known_columns: tuple[int, dict[str, Any]] = (0, {})
         self._moving = threading.Lock()
         """Around whatever moves a dataset to its latest version: Lance refuses any other use of it meanwhile."""
 
@@ -514,9 +515,13 @@ class IndexStore:
 
     def user_columns(self) -> dict[str, Any]:
         """Name -> Arrow's type of each column that is not the index's own."""
-        with self._moving:
-            or_corrupted(self.place, self._images.checkout_latest)
-            return {field.name: field.type for field in self._images.schema if field.name not in OWN_COLUMNS}
+        version = self.images_version
+        if version != self._known_columns[0]:
+            with self._moving:
+                or_corrupted(self.place, self._images.checkout_latest)
+                schema = self._images.schema
+            self._known_columns = (version, {f.name: f.type for f in schema if f.name not in OWN_COLUMNS})
+        return dict(self._known_columns[1])
 
     def user_values(self, uris: Sequence[str]) -> list[dict[str, Any]]:
         """What the user's own columns say of each of these files; None where they say nothing."""
