@@ -40,6 +40,7 @@ IMAGE_EXTENSIONS: Final = frozenset({
     ".avif", ".bmp", ".dib", ".gif", ".heic", ".heif", ".hif", ".ico", ".j2k", ".jfif", ".jp2", ".jpe", ".jpeg",
     ".jpg", ".jxl", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".qoi", ".tga", ".tif", ".tiff", ".webp",
 })
+_COMPRESSED: Final = frozenset(os.path.splitext("x" + end)[1] for end in COMPRESSED_TARS)
 SYSTEM_FOLDERS: Final = frozenset({
     "$recycle.bin", "#recycle", "#snapshot", "@eadir", "@recycle", "__macosx", "lost+found", "recycler",
     "system volume information",
@@ -198,6 +199,10 @@ class _Lister:
                             folders.append(path)
                         continue
                     if not (wanted or archive) or path in named:
+                        compressed = extension in _COMPRESSED and name.lower().endswith(COMPRESSED_TARS)
+                        if compressed and self._archives and patterns.enters(path[cut:]) and path not in named:
+                            reason = "it is a compressed tar; decompress it to a .tar first"
+                            listing.unlisted.append(SkippedFile(uri=path, reason=reason))
                         continue
                     if patterns and not (patterns.enters(path[cut:]) if archive else patterns.takes(path[cut:])):
                         continue

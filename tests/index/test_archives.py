@@ -23,6 +23,7 @@ from fwd2bot_index.decoding import MAX_FILE_BYTES, read_file
 from fwd2bot_index.errors import ImageError, InputError, NothingToIndexError
 from fwd2bot_index.indexing import index_images
 from fwd2bot_index.listing import list_files
+from fwd2bot_index.patterns import Patterns
 from fwd2bot_index.store import IndexStore
 from fwd2bot_index.types import Compressor, IndexReport, ModelIdentity
 
@@ -284,6 +285,16 @@ def test_an_archive_that_is_cut_short(tmp_path: Path, data: Path, name: str) -> 
         index(tmp_path, path)
     write(data, {name: b""})
     assert len(index(tmp_path, model=unwanted).skipped) == 1
+
+
+def test_a_compressed_tar_in_a_folder_is_told_of(tmp_path: Path) -> None:
+    write(tmp_path / "photos", {"a.jpg": b"x", "b/Old.TAR.GZ": b"x", "c.tgz": b"x", "notes.txt.gz": b"x"})
+    found = list_files([tmp_path / "photos"])
+    assert [file.uri for file in found.unlisted] == [str(tmp_path / "photos" / n) for n in ("c.tgz", "b/Old.TAR.GZ")]
+    assert all("decompress it" in file.reason for file in found.unlisted)
+    assert not list_files([tmp_path / "photos"], archives=False).unlisted
+    chosen = list_files([tmp_path / "photos"], patterns=Patterns(exclude=["*.tgz", "b/"]))
+    assert not chosen.unlisted
 
 
 def test_a_compressed_tar_is_refused_where_it_is_named(tmp_path: Path, data: Path) -> None:
