@@ -659,7 +659,7 @@ def _decoded(image: ImageInput, decode_side: int | None) -> ImageInput:
     if not isinstance(image, str | Path | bytes):
         return image
     data = image if isinstance(image, bytes) else read_file(image)
-    return decode_image(data, max_side=min(MAX_SIDE, decode_side or MAX_SIDE)).image
+    return decode_image(data, max_side=decode_side or MAX_SIDE).image
 
 
 def _load(manifest: Manifest) -> Compressor:

@@ -30,8 +30,8 @@ from fwd2bot_index.errors import ImageError, InputError, ObjectStoreError
 from fwd2bot_index.formats import jxl_size, plugin_format
 from fwd2bot_index.object_stores import is_uri, read_object
 
-MAX_SIDE: Final = 1024
-"""The longest side to which pictures are reduced for a model that has no opinion."""
+MAX_SIDE: Final = 2048
+"""To which pictures are reduced for a model that has no opinion: two million pixels at most."""
 MAX_PIXELS: Final = 200_000_000
 MAX_FILE_BYTES: Final = 2**30
 """More than any picture within ``MAX_PIXELS`` takes."""
@@ -56,7 +56,7 @@ class DecodedImage:
     """A picture that can be compressed."""
 
     image: Image.Image
-    """RGB, upright, its longest side at most the ``max_side`` asked for."""
+    """RGB, upright, of no more pixels than the ``max_side`` asked for allows."""
     width: int
     """Of the original, upright, in pixels."""
     height: int
@@ -109,7 +109,11 @@ def _read_object(uri: str) -> bytes:
 
 
 def decode_image(data: bytes, *, max_side: int | None = None, max_pixels: int = MAX_PIXELS) -> DecodedImage:
-    """The picture in these bytes, reduced so that its longest side is at most ``max_side`` (None: as it is).
+    """The picture in these bytes, reduced so that its longest side is at most ``max_side`` and its shorter one at most
+    half of that (None: as it is).
+
+    What looks at a picture sees a square, or as many pixels as one: a square of half the side is as good as a strip of
+    the whole, and takes a fraction of the time to decode and to preprocess.
 
     Raises:
         ImageError: there is none that could be used; its reason reads on from the name of the file.
@@ -163,7 +167,7 @@ def _decode(image: Image.Image, max_side: int | None, max_pixels: int) -> Decode
     width, height = image.size
     _check_pixels(width, height, max_pixels)
     if max_side is not None:
-        image.draft(None, (max_side, max_side))
+        image.draft(None, _reduced(width, height, max_side))
     drafted = image.size
     image.load()
     if image.size != drafted:  # TIFF turns itself upright while loading
@@ -171,12 +175,17 @@ def _decode(image: Image.Image, max_side: int | None, max_pixels: int) -> Decode
     turn = _TURNS.get(_orientation(image))
     picture = _to_rgb(image)
     if max_side is not None:
-        picture.thumbnail((max_side, max_side), Image.Resampling.BICUBIC, reducing_gap=2.0)
+        picture.thumbnail(_reduced(*picture.size, max_side), Image.Resampling.BICUBIC, reducing_gap=2.0)
     if turn is not None:
         picture = picture.transpose(turn)
         if turn in (_TURNS[5], _TURNS[6], _TURNS[7], _TURNS[8]):
             width, height = height, width
     return DecodedImage(image=picture, width=width, height=height)
+
+
+def _reduced(width: int, height: int, max_side: int) -> tuple[int, int]:
+    share = min(1.0, max_side / max(width, height), max_side / 2 / min(width, height))
+    return max(1, round(share * width)), max(1, round(share * height))
 
 
 def _orientation(image: Image.Image) -> int:

@@ -85,8 +85,9 @@ class Family:
     def decode_side(self, pixels: Mapping[str, torch.Tensor]) -> int:
         """The longest side in pixels that is worth decoding a picture to, given the inputs made of any one picture.
 
-        Four times what the vision encoder sees: a picture four times as long as wide loses nothing, and the resampling
-        to the final size has enough to work on.
+        Four times what the vision encoder sees, the shorter side then being twice of it
+        (:func:`fwd2bot_index.decoding.decode_image`): a picture four times as long as wide loses nothing, and the
+        resampling to the final size has enough to work on.
         """
         if self.cell is None:
             return 2 * math.isqrt(_NATIVE_MAX_PIXELS)

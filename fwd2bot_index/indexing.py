@@ -94,7 +94,6 @@ def index_images(
     codec: str = DEFAULT_CODEC,
     batch_size: int = 32,
     workers: int | None = None,
-    max_side: int = MAX_SIDE,
     commit_seconds: float = 10.0,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
@@ -116,8 +115,6 @@ def index_images(
             for 256 of them, though not longer than 5 minutes.
         batch_size: pictures in one call of ``model.compress``.
         workers: processes that decode. None: half the processors.
-        max_side: pictures are reduced to this longest side, in pixels, or to the model's ``decode_side`` if it has one
-            and that is less; the model's preprocessing resizes further.
         commit_seconds: at most this much work is lost in a crash.
         include, exclude: which files below the folders are wanted (see :mod:`fwd2bot_index.patterns`); the others are
             dropped from the index.
@@ -156,7 +153,6 @@ def index_images(
         codec=codec,
         batch_size=batch_size,
         workers=workers or default_workers(remote=any(map(is_uri, paths))),
-        max_side=max_side,
         commit_seconds=commit_seconds,
         patterns=patterns,
         settle_seconds=settle_seconds,
@@ -269,7 +265,6 @@ class _Run:
         codec: str,
         batch_size: int,
         workers: int,
-        max_side: int,
         commit_seconds: float,
         patterns: Patterns,
         settle_seconds: float,
@@ -286,7 +281,6 @@ class _Run:
         self._codec = codec
         self._batch_size = batch_size
         self._workers = workers
-        self._max_side = max_side
         self._patterns = patterns
         self._settle_seconds = settle_seconds
         self._metadata = metadata
@@ -368,10 +362,9 @@ class _Run:
             self._tell("loading")
             facts = self._facts = self._model.loaded_by(engine)
             self._computed = self._first_pictures().load()
-            max_side = self._max_side if facts.decode_side is None else min(self._max_side, facts.decode_side)
             self._tell("compressing")
             batches = _Batches(self._batch_size, alike=facts.pads)
-            for outcome in engine.decode(to_decode, max_side=max_side):
+            for outcome in engine.decode(to_decode, max_side=facts.decode_side or MAX_SIDE):
                 self._check_reachable(outcome)
                 if not isinstance(outcome, Decoded):
                     self._skip(outcome.uri, outcome.id, outcome.reason)

@@ -17,7 +17,9 @@ def small_jpeg(data: bytes, *, side: int, quality: int = 80) -> bytes:
         ImageError: there is no picture in them that could be used.
     """
     file = BytesIO()
-    decode_image(data, max_side=side).image.save(file, "JPEG", quality=quality, optimize=True)
+    image = decode_image(data, max_side=2 * side).image  # a square one then has the whole side
+    image.thumbnail((side, side))
+    image.save(file, "JPEG", quality=quality, optimize=True)
     return file.getvalue()
 
 

@@ -120,7 +120,7 @@ def _ask_outside(
     from fwd2bot_index.decoding import MAX_SIDE, decode_image, read_file
 
     with named_picture(image):
-        side = min(MAX_SIDE, index.model.decode_side or MAX_SIDE)  # as indexing does
+        side = index.model.decode_side or MAX_SIDE  # as indexing does
         picture = decode_image(read_file(image), max_side=side).image
     output.message(f"{shown(image)} is not in the index: compressing it for this question.")
     [text], [confidence] = replies(index.model, index.model.compress([picture]).tokens, question, choices)

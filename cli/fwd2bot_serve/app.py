@@ -313,7 +313,7 @@ def _term(corpus: Corpus, term: wire.TermBody, max_pixels: int) -> Term:
     if term.image is None:
         return Term(text=term.text, like=term.like, weight=term.weight)
     data = wire.picture_bytes(term.image)
-    side = min(MAX_SIDE, corpus.model.decode_side or MAX_SIDE)  # as indexing does, so that a picture finds itself
+    side = corpus.model.decode_side or MAX_SIDE  # as indexing does, so that a picture finds itself
     with decoding:
         image = decode_image(data, max_side=side, max_pixels=max_pixels).image
     return Term(image=image, weight=term.weight)

@@ -92,7 +92,7 @@ def measure_asking(index: Path, model: Compressor, *, repeats: int = REPEATS) ->
     """Ask the first hit, from its tokens and from its file; each once more before, to warm up."""
     opened = Corpus.open(index, model=model)
     [hit] = opened.search(QUERY, top=1)
-    side = MAX_SIDE if model.decode_side is None else min(MAX_SIDE, model.decode_side)
+    side = model.decode_side or MAX_SIDE
 
     def from_file() -> object:
         picture = decode_image(read_file(hit.uri), max_side=side).image

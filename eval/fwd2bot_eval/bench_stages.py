@@ -23,7 +23,7 @@ from PIL import Image
 
 from fwd2bot_index.archives import split_uri
 from fwd2bot_index.config import DEFAULT_CODEC
-from fwd2bot_index.decoding import MAX_SIDE, decode_image, read_file
+from fwd2bot_index.decoding import decode_image, read_file
 from fwd2bot_index.errors import ImageError, InputError
 from fwd2bot_index.indexing import Progress, default_workers, index_images
 from fwd2bot_index.listing import list_files
@@ -94,7 +94,7 @@ def measure_stages(
     if limit is not None and len(uris) > limit:
         files = [uri for uri in uris if split_uri(uri) is None]  # a member is indexed with its archive only
         to_index = uris = [files[i * len(files) // limit] for i in range(min(limit, len(files)))]
-    side = min(MAX_SIDE, model.decode_side)
+    side = model.decode_side
     decoder_seconds, pictures, usable = _decoded(uris, side)
     if not pictures:
         raise InputError("There is no picture to index.")

@@ -288,7 +288,7 @@ def _read(
     for row, file in enumerate(chunk.pictures):
         try:
             data = file.read()
-            image = decode_image(data, max_side=min(MAX_SIDE, subject.decode_side or MAX_SIDE)).image
+            image = decode_image(data, max_side=subject.decode_side or MAX_SIDE).image
         except ImageError as e:
             if not allow_missing:
                 raise InputError(f"{file.where} cannot be used: {e.reason}. Use --allow-missing to go on.") from e

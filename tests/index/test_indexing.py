@@ -594,12 +594,12 @@ def test_the_model_is_asked_for_its_identity_where_none_is_given(corpus: Corpus)
     assert (report.unchanged, len(loads)) == (3, 2)
 
 
-@pytest.mark.parametrize(("decode_side", "seen"), [(None, (200, 100)), (50, (50, 25)), (4000, (200, 100))])
+@pytest.mark.parametrize(("decode_side", "seen"), [(None, (2048, 1024)), (200, (200, 100)), (100, (100, 50))])
 def test_pictures_are_decoded_no_larger_than_the_model_wants(
     tmp_path: Path, decode_side: int | None, seen: tuple[int, int]
 ) -> None:
     corpus = Corpus(tmp_path)
-    corpus.write({"a.png": plain(RED, (400, 200))})
+    corpus.write({"a.png": plain(RED, (4096, 2048))})
     sizes = []
 
     class Watching(FakeModel):
@@ -609,10 +609,10 @@ def test_pictures_are_decoded_no_larger_than_the_model_wants(
 
     model = Watching()
     model.decode_side = decode_side
-    corpus.index(model=model, max_side=200)
+    corpus.index(model=model)
     assert sizes == [seen]
     [row] = corpus.store.rows(uris=[str(corpus.photos / "a.png")])
-    assert (row.width, row.height) == (400, 200)
+    assert (row.width, row.height) == (4096, 2048)
 
 
 def test_progress_goes_from_nothing_to_all(corpus: Corpus) -> None:
