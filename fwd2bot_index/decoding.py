@@ -174,8 +174,8 @@ def _decode(image: Image.Image, max_side: int | None, max_pixels: int) -> Decode
         width, height = image.size
     turn = _TURNS.get(_orientation(image))
     picture = _to_rgb(image)
-    if max_side is not None:
-        picture.thumbnail(_reduced(*picture.size, max_side), Image.Resampling.BICUBIC, reducing_gap=2.0)
+    if max_side is not None and (reduced := _reduced(width, height, max_side)) != picture.size:
+        picture = picture.resize(reduced, Image.Resampling.BICUBIC, reducing_gap=2.0)
     if turn is not None:
         picture = picture.transpose(turn)
         if turn in (_TURNS[5], _TURNS[6], _TURNS[7], _TURNS[8]):
