@@ -100,24 +100,23 @@ class Searcher:
         if self._lance is not None:
             self._tail_address = none
         elif self._trained is None:
-            self._tail_address, table, embeddings = self.snapshot.embedded()
+            self._tail = ExactIndex(np.zeros((0, self.snapshot.embedding_dim), np.float16))
+            self._tail_address, table = self.snapshot.embedded(self._tail.add)
             self._table = table.combine_chunks()  # taking a few rows out of many chunks takes a millisecond more
-            self._tail = ExactIndex(embeddings)
-            self._tail_embeddings: Float16 = embeddings
         else:
             index, positions, names, files = self._trained
             if files.version == self.snapshot.version:
                 self._rows, self._tail_address, self._names = positions, none, names
-                self._tail_embeddings = np.zeros((0, index.settings.dim), np.float16)
+                tail = np.zeros((0, index.settings.dim), np.float16)
             else:
                 now = self.snapshot.pictures()
                 self._rows, covered = _at_present(positions, now)
                 self._tail_address = now.address[~covered]
-                self._tail_embeddings = self.snapshot.embeddings_of(now, ~covered)
+                tail = self.snapshot.embeddings_of(now, ~covered)
             alive = np.zeros(len(index), np.bool_)
             alive[self._rows.position] = True
             self._alive = None if alive.all() else alive
-            self._tail = ExactIndex(self._tail_embeddings)
+            self._tail = ExactIndex(tail)
 
     def __len__(self) -> int:
         if self._lance is not None:
@@ -211,7 +210,7 @@ class Searcher:
     def embeddings(self, addresses: UInt64) -> Float32:
         """[n, E]"""
         if self._table is not None:
-            return self._tail_embeddings[self._place(addresses)].astype(np.float32)
+            return self._tail.embeddings[self._place(addresses)].astype(np.float32)
         return self.snapshot.embeddings_at(addresses).astype(np.float32)
 
     @cached_property

@@ -54,7 +54,7 @@ class Snapshot:
     def __init__(self, place: Place, dataset: Any, embedding_dim: int) -> None:
         self._place = place
         self._dataset = dataset
-        self._dim = embedding_dim
+        self.embedding_dim = embedding_dim
 
     @classmethod
     def of(cls, store: IndexStore) -> Snapshot:
@@ -95,20 +95,24 @@ class Snapshot:
 
         return conditions.check(where, plan, [name for name in self._dataset.schema.names if name not in _HIDDEN])
 
-    def embedded(self) -> tuple[UInt64, Any, Float16]:
-        """Addresses [N], Arrow's ``HIT_COLUMNS`` and embeddings [N, E] of all that can be found.
+    def embedded(self, take: Callable[[Float16], object]) -> tuple[UInt64, Any]:
+        """Addresses [N] and Arrow's ``HIT_COLUMNS`` of all that can be found; ``take`` is given their embeddings, [n,
+        E] at a time, so that they are not in memory twice.
 
         Raises:
             IndexCorruptedError: an embedding is missing or not finite.
         """
-        table = self._scan([*HIT_COLUMNS, "embedding"], where=FOUND)
-        return _addresses(table), table.select(list(HIT_COLUMNS)), self._matrix(table)
+        names = [self._dataset.schema.empty_table().select(list(HIT_COLUMNS))]
+        addresses = [np.zeros(0, np.uint64)]
+        for batch in self._batches([*HIT_COLUMNS, "embedding"], **_WITH_ADDRESS):
+            take(self._matrix(batch))
+            names.append(batch.select(list(HIT_COLUMNS)))
+            addresses.append(_addresses(batch))
+        return np.concatenate(addresses), pa.concat_tables(names)
 
     def name_tables(self) -> Iterator[Any]:
         """Arrow's ``HIT_COLUMNS`` of all that can be found, piece by piece, in the table's order."""
-        batches = iter(self._dataset.scanner(columns=list(HIT_COLUMNS), filter=FOUND).to_batches())
-        while (batch := self._read(lambda: next(batches, None))) is not None:
-            yield pa.table(batch)
+        yield from self._batches(HIT_COLUMNS)
 
     def embedding_batches(self, chosen: npt.NDArray[np.bool_]) -> Iterator[Float16]:
         """The embeddings of the ``chosen`` [N] of all rows that can be found, batch by batch, in the table's order.
@@ -116,12 +120,9 @@ class Snapshot:
         Raises:
             IndexCorruptedError: as :meth:`embedded`.
         """
-        rows = max(1024, BATCH_BYTES // (2 * self._dim))
-        scanner = self._dataset.scanner(columns=["embedding"], filter=FOUND, batch_size=rows)
-        batches = iter(scanner.to_batches())
         start = 0
-        while (batch := self._read(lambda: next(batches, None))) is not None:
-            matrix = self._matrix(pa.table(batch))
+        for batch in self._batches(["embedding"]):
+            matrix = self._matrix(batch)
             yield matrix[chosen[start : start + len(matrix)]]
             start += len(matrix)
 
@@ -206,12 +207,21 @@ class Snapshot:
 
     # ---- helpers
 
+    def _batches(self, columns: Sequence[str], **options: Any) -> Iterator[Any]:
+        """Arrow tables of all that can be found, in the table's order."""
+        rows = max(1024, BATCH_BYTES // (2 * self.embedding_dim))
+        scanner = self._dataset.scanner(columns=list(columns), filter=FOUND, batch_size=rows, **options)
+        batches = iter(scanner.to_batches())
+        while (batch := self._read(lambda: next(batches, None))) is not None:
+            yield pa.table(batch)
+
     def _scan(self, columns: list[str], *, where: str) -> Any:
         return self._read(partial(self._dataset.to_table, columns=columns, filter=where, **_WITH_ADDRESS))
 
     def _matrix(self, table: Any) -> Float16:
         column = table.column("embedding")
-        matrix: Float16 = column.combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(-1, self._dim)
+        numbers = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
+        matrix: Float16 = numbers.reshape(-1, self.embedding_dim)
         if column.null_count or not np.isfinite(matrix).all():
             raise corrupted(self._place, "an embedding is missing or not finite")
         return matrix

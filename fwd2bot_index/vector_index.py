@@ -20,6 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Final, Literal, Protocol, Self, TypeAlias, get_args
@@ -101,7 +102,24 @@ class ExactIndex:
             raise ValueError(f"embeddings must be float16 or float32, not {embeddings.dtype}")
         self._dim = embeddings.shape[1]
         self._scan: _Scan = _FaissScan(embeddings) if faiss is not None else _NumpyScan(embeddings)
-        self._gpu = _on_gpu(embeddings)
+
+    def add(self, embeddings: Embeddings) -> None:
+        """Take [n, E] more of the same type.
+
+        Raises:
+            ValueError: they are not finite.
+        """
+        self._scan.add(embeddings)
+        self.__dict__.pop("_gpu", None)
+
+    @property
+    def embeddings(self) -> Embeddings:
+        """[N, E]: the memory that is compared with, until there are more."""
+        return self._scan.embeddings
+
+    @cached_property
+    def _gpu(self) -> _Search | None:
+        return _on_gpu(self.embeddings)
 
     def __len__(self) -> int:
         return len(self._scan)
@@ -114,12 +132,12 @@ class ExactIndex:
         rows = np.full((len(query), columns), -1, np.int64)
         scores = np.full((len(query), columns), -np.inf, np.float32)
         if k and len(query):
-            scan = self._gpu if self._gpu is not None and allowed is None else self._scan
+            scan = self._scan if allowed is not None or self._gpu is None else self._gpu
             rows[:, :k], scores[:, :k] = _in_order(scan, query, k, found, allowed)
         return rows, scores
 
 
-def _in_order(scan: _Scan, query: Float32, k: int, found: int, allowed: Bool | None) -> tuple[Int64, Float32]:
+def _in_order(scan: _Search, query: Float32, k: int, found: int, allowed: Bool | None) -> tuple[Int64, Float32]:
     """A scan returns any of the rows that tie for the last place. Fetching one more shows whether some do; then more
     are fetched, until all that tie are there to be put in order."""
     wanted = k
@@ -132,7 +150,7 @@ def _in_order(scan: _Scan, query: Float32, k: int, found: int, allowed: Bool | N
     return np.take_along_axis(rows, order, axis=-1), np.take_along_axis(scores, order, axis=-1)
 
 
-class _Scan(Protocol):
+class _Search(Protocol):
     def __len__(self) -> int: ...
 
     def nearest(self, query: Float32, k: int, allowed: Bool | None) -> tuple[Float32, Int64]:
@@ -140,15 +158,32 @@ class _Scan(Protocol):
         ...
 
 
+class _Scan(_Search, Protocol):
+    @property
+    def embeddings(self) -> Embeddings: ...
+
+    def add(self, embeddings: Embeddings) -> None: ...
+
+
 class _FaissScan:
     def __init__(self, embeddings: Embeddings) -> None:
         dim = embeddings.shape[1]
+        self._dtype = embeddings.dtype
         if embeddings.dtype == np.float16:
             self._index = faiss.IndexScalarQuantizer(dim, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT)
         else:
             self._index = faiss.IndexFlatIP(dim)
+        self.add(embeddings)
+
+    def add(self, embeddings: Embeddings) -> None:
         for rows in _widened(embeddings):
             self._index.add(rows)
+
+    @property
+    def embeddings(self) -> Embeddings:
+        codes = self._index.codes
+        view: Embeddings = faiss.rev_swig_ptr(codes.data(), codes.size()).view(self._dtype).reshape(len(self), -1)
+        return view
 
     def __len__(self) -> int:
         return int(self._index.ntotal)
@@ -163,15 +198,19 @@ class _NumpyScan:
     """What FAISS does, where there is none."""
 
     def __init__(self, embeddings: Embeddings) -> None:
-        self._embeddings = embeddings
+        self.embeddings = embeddings[:0]
+        self.add(embeddings)
+
+    def add(self, embeddings: Embeddings) -> None:
         for _ in _widened(embeddings):
             pass  # sees that all are finite
+        self.embeddings = np.concatenate([self.embeddings, embeddings]) if len(self) else embeddings
 
     def __len__(self) -> int:
-        return len(self._embeddings)
+        return len(self.embeddings)
 
     def nearest(self, query: Float32, k: int, allowed: Bool | None) -> tuple[Float32, Int64]:
-        products = [query @ rows.T for rows in _widened(self._embeddings)]
+        products = [query @ rows.T for rows in _widened(self.embeddings)]
         scores = np.concatenate(products, axis=1)
         if allowed is not None:
             scores[:, ~allowed] = -np.inf
@@ -203,7 +242,7 @@ _GPU_RESULTS: Final = 2048
 """FAISS on a GPU gives no more."""
 
 
-def _on_gpu(embeddings: Embeddings) -> _Scan | None:
+def _on_gpu(embeddings: Embeddings) -> _Search | None:
     if faiss is None or getattr(faiss, "get_num_gpus", lambda: 0)() == 0 or len(embeddings) > 2**31:
         return None
     try:

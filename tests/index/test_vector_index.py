@@ -107,6 +107,24 @@ def test_only_rows_that_are_allowed(dtype: type) -> None:
 # ---- without faiss
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+@pytest.mark.parametrize("with_faiss", [True, False])
+def test_embeddings_may_come_in_pieces(dtype: type, with_faiss: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not with_faiss:
+        monkeypatch.setattr(vector_index, "faiss", None)
+    embeddings, queries = unit(300, 16, 0, dtype), unit(4, 16, 1)
+    index = ExactIndex(embeddings[:0])
+    for start in (0, 7, 207):
+        assert len(index) == start
+        index.add(embeddings[start : {0: 7, 7: 207, 207: 300}[start]])
+    np.testing.assert_array_equal(index.embeddings, embeddings)
+    assert index.embeddings.dtype == dtype
+    for found, expected in zip(index.search(queries, 5), ExactIndex(embeddings).search(queries, 5), strict=True):
+        np.testing.assert_array_equal(found, expected)
+    with pytest.raises(ValueError, match="finite"):
+        index.add(np.full((1, 16), np.nan, dtype))
+
+
 def test_numpy_does_what_faiss_does(monkeypatch: pytest.MonkeyPatch) -> None:
     embeddings, queries = unit(3, 16, 2, np.float16)[np.arange(300) % 3], unit(9, 16, 1)
     allowed = np.arange(300) % 2 == 0
