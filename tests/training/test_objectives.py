@@ -264,6 +264,13 @@ def test_matching_asks_true_and_false_captions(make_model: Make, examples: list[
     torch.testing.assert_close(outputs.sums["ar"], ar, rtol=1e-5, atol=1e-5)
 
 
+def test_matching_needs_no_contrastive_loss(make_model: Make, examples: list[Example]) -> None:
+    objective = objective_of(make_model(), contrastive_weight=0.0, matching_weight=0.5)
+    batch = batch_of(objective, examples)
+    assert batch.texts is None
+    assert batch.packed.kinds.count("matching") == 6
+
+
 def test_hard_negatives_are_embedded_beside_the_captions(make_model: Make, examples: list[Example]) -> None:
     model = make_model().eval()
     objective = objective_of(model)

@@ -125,9 +125,10 @@ class Collator:
     probes: tuple[str, ...]
 
     def __call__(self, step: int, source: str, examples: Sequence[Example]) -> Batch:
-        contrastive = "contrastive" in self.weights and all(e.caption is not None for e in examples)
+        captioned = all(e.caption is not None for e in examples)
+        contrastive = "contrastive" in self.weights and captioned
         rows = [list(e.segments) for e in examples]
-        if "matching" in self.weights and contrastive:
+        if "matching" in self.weights and captioned:
             for row, pairs in zip(rows, _matching_segments(examples), strict=True):
                 row += pairs
         packed = pack(
@@ -156,7 +157,7 @@ class Collator:
         if not contrastive and not counts.keys() - {"orthogonality"}:
             raise InputError(
                 f"A batch of {source!r} has nothing to learn from: the losses that have a weight are "
-                f"{', '.join(sorted(self.weights))}, and for the contrastive one each picture needs a caption."
+                f"{', '.join(sorted(self.weights))}; contrastive and matching need a caption of each picture."
             )
         return Batch(
             step=step,
