@@ -123,11 +123,12 @@ def test_the_mini_recipe_at_toy_size(tmp_path: Path) -> None:
         for split in ("train", "val", "test"):
             pq.write_table(table, tmp_path / name / f"{split}.parquet")
     phases = ("vision", "base", "base-longer", "double-pass", "double-pass-longer", "double-pass-twins")
+    phases += ("second-pass",)
     changes = [f"{phase}.train.{change}" for phase in phases for change in ("steps=2", "batch_size=2")]
     changes += ["data.workers=0", "validation.pictures=2", "train.precision='float32'"]
     out = tmp_path / "out"
     check(run_recipe(load_recipe("mini", overrides=changes), root=tmp_path, out=out, quiet=True), 16)
-    last = out / "double-pass-twins"
+    last = out / "second-pass"
     assert [json.loads(v)["step"] for v in (last / "validation.jsonl").read_text().splitlines()] == [2]
     assert (last / "samples/samples.json").is_file()
     begun = (out / "model/config.json").stat().st_mtime_ns
