@@ -340,7 +340,8 @@ class Fwd2BotModel(nn.Module):
         """Answer a prompt (one for all, or one each) about each row of ``tokens`` [B, K, D]; greedy decoding."""
         tokens = tokens.to(self.device)
         ids, mask = self.prepare_prompts(prompt, len(tokens), num_tokens=tokens.shape[1])
-        return self._answer(tokens, ids, mask, max_new_tokens)
+        with self._threads_for("generate"):
+            return self._answer(tokens, ids, mask, max_new_tokens)
 
     def generate(self, tokens: torch.Tensor, prompt: str | Sequence[str], *, max_new_tokens: int = 32) -> list[str]:
         """The texts of :meth:`answer`."""
@@ -445,7 +446,7 @@ class Fwd2BotModel(nn.Module):
         end = self._stop_tokens()[:1] if ended else []
         said = [[*prompts.completion_ids(self.processor, completion), *end] for completion in completions]
         scores = []
-        with self.stage("generate"):
+        with self._threads_for("generate"), self.stage("generate"):
             several = any(len(one) > 1 for one in said)
             output = self._second(tokens, ids, mask, use_cache=several, logits_to_keep=1)
             first = F.log_softmax(output.logits[:, -1].float(), dim=-1)
@@ -526,15 +527,22 @@ class Fwd2BotModel(nn.Module):
     @contextmanager
     def merged(self, stage: Stage) -> Iterator[None]:
         """For many calls of one stage: inside, its adapter is a part of the weights where that is worth it, see
-        :meth:`fwd2bot_index.adapters.StageAdapters.merged`; and the second pass of a small model on a CPU has one
-        thread of it (docs/querying.md). Not for training."""
+        :meth:`fwd2bot_index.adapters.StageAdapters.merged`. Not for training."""
+        with (
+            self._threads_for(stage),
+            torch.no_grad(),
+            self._adapters.merged(stage) if self._adapters else nullcontext(),
+        ):
+            yield
+
+    @contextmanager
+    def _threads_for(self, stage: Stage) -> Iterator[None]:
+        """The second pass of a small model on a CPU has one thread of it (docs/querying.md)."""
         threads = torch.get_num_threads()
-        alone = stage == "generate" and self.device.type == "cpu" and self.token_dim < _SHARED_FROM
         try:
-            if alone:
+            if stage == "generate" and self.device.type == "cpu" and self.token_dim < _SHARED_FROM:
                 torch.set_num_threads(1)
-            with torch.no_grad(), self._adapters.merged(stage) if self._adapters else nullcontext():
-                yield
+            yield
         finally:
             torch.set_num_threads(threads)
 
