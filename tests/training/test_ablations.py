@@ -27,7 +27,7 @@ def test_every_variant_is_a_run_with_one_change(name: str) -> None:
 @pytest.mark.parametrize("name", ["reference", "average pooling", "single pass, both losses"])
 def test_the_last_phase_of_another_recipe_is_changed_instead(name: str) -> None:
     run = ablations.run_of(name, base=Path("somewhere"), seed=3, recipe="mini", overrides=["train.steps=9"])
-    mini = load_recipe("mini").phases[-1]
+    mini = load_recipe("mini").last_of_both
     assert run.data == mini.data
     assert run.method.matching_weight == mini.method.matching_weight > 0
     assert (run.model.base, run.train.seed, run.train.steps) == ("somewhere", 3, 9)

@@ -664,7 +664,7 @@ def make_plan(
         raise InputError("--layers cuts a --shape, to at least 1.")
     if shape is not None and layers is None and not torch.cuda.is_available():
         raise InputError(f"--shape {shape} needs a GPU, and there is none: give --layers 1 to try it on a CPU.")
-    run = load_recipe(shape or recipe).phases[-1]
+    run = load_recipe(shape or recipe).last_of_both
     method, train = run.method, run.train
     if method.objective != "double-pass" or not (method.ar_weight and method.contrastive_weight):
         raise InputError(f"The recipe {recipe} does not end in a double pass with both of its losses.")

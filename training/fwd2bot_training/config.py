@@ -328,6 +328,11 @@ class Recipe:
     name: str
     phases: tuple[RunConfig, ...]
 
+    @property
+    def last_of_both(self) -> RunConfig:
+        """The last phase that trains both passes; the last of all, where none does."""
+        return next((p for p in reversed(self.phases) if p.model.lr_first_pass), self.phases[-1])
+
 
 SHIPPED = ("mini", "mini-control", "llava-1.5-7b", "qwen3-vl-2b", "one-gpu")
 
