@@ -190,8 +190,7 @@ class _FaissScan:
 
     def nearest(self, query: Float32, k: int, allowed: Bool | None) -> tuple[Float32, Int64]:
         parameters = None if allowed is None else faiss.SearchParameters(sel=_selector(allowed))
-        scores, rows = self._index.search(query, k, params=parameters)
-        return scores, rows
+        return _searched(self._index, query, k, parameters)
 
 
 class _NumpyScan:
@@ -355,10 +354,23 @@ class TrainedIndex:
             parameters = faiss.SearchParametersIVF(nprobe=probed, **selector)
             if self.settings.kind == "ivf-rabitq":
                 parameters = faiss.SearchParametersPreTransform(index_params=parameters)
-        scores, rows = index.search(query, k, params=parameters)
+        scores, rows = _searched(index, query, k, parameters)
         if (rows >= len(self)).any():
             raise ValueError("it names rows that are not there")
         return scores, rows
+
+
+def _searched(index: Any, query: Float32, k: int, parameters: Any) -> tuple[Float32, Int64]:
+    """Scores and rows. FAISS shares queries among threads: a single one has no use for more than one, and the others
+    would wait for work in a loop, for milliseconds in which whoever comes next does not have their cores."""
+    threads = faiss.omp_get_max_threads()
+    if len(query) == 1:
+        faiss.omp_set_num_threads(1)
+    try:
+        scores, rows = index.search(query, k, params=parameters)
+    finally:
+        faiss.omp_set_num_threads(threads)
+    return scores, rows
 
 
 def rescored(query: Float32, rows: Int64, vectors: Callable[[Int64], Embeddings]) -> tuple[Int64, Float32]:
