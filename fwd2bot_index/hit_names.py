@@ -42,7 +42,7 @@ class HitNames:
                 row.validate(full=True)  # offsets lead into the file, and what is there is text
             table = pa.Table.from_batches(rows, self._file.schema)
             *columns, checksums = (column.to_pylist() for column in table.columns)
-        except (OSError, ValueError, IndexError, TypeError, pa.ArrowException):
+        except (OSError, ValueError, IndexError, TypeError, OverflowError, pa.ArrowException):
             return None
         if table.num_rows != len(chosen) or [_crc(values) for values in zip(*columns, strict=True)] != checksums:
             return None

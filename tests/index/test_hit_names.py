@@ -44,8 +44,9 @@ def test_rows_come_in_the_order_that_they_are_asked_in(path: Path) -> None:
     assert nothing.column_names == list(hit_names.HIT_COLUMNS)
 
 
-def test_a_row_beyond_the_end_is_none(path: Path) -> None:
-    assert HitNames(path, N).take([3, N]) is None
+@pytest.mark.parametrize("row", [N, -1, 2**62])
+def test_a_row_that_cannot_be_is_none(path: Path, row: int) -> None:
+    assert HitNames(path, N).take([3, row]) is None
 
 
 def test_a_file_of_another_size_is_refused(path: Path) -> None:

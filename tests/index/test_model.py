@@ -486,6 +486,14 @@ def test_a_small_second_pass_has_a_thread_of_its_own(monkeypatch: pytest.MonkeyP
         with pytest.raises(KeyError), model.merged("generate"):
             raise KeyError
         assert torch.get_num_threads() == 2
+        seen = []
+        model.language_model.register_forward_pre_hook(lambda *_: seen.append(torch.get_num_threads()))
+        tokens = model.compress(tiny_models.pictures(1)).tokens
+        compressing = len(seen)
+        model.answer(tokens, "what?", max_new_tokens=1)
+        model.loglikelihood(tokens, "what?", ["yes"])
+        assert seen == [2] * compressing + [1, 1]
+        assert torch.get_num_threads() == 2
         monkeypatch.setattr("fwd2bot_index.model._SHARED_FROM", 0)
         with model.merged("generate"):
             assert torch.get_num_threads() == 2

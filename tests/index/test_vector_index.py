@@ -107,6 +107,25 @@ def test_only_rows_that_are_allowed(dtype: type) -> None:
 # ---- without faiss
 
 
+@pytest.mark.parametrize(("queries", "threads"), [(1, 1), (2, 2)])
+def test_one_query_has_one_thread(queries: int, threads: int) -> None:
+    faiss = vector_index.faiss
+    seen = []
+
+    class Watched:
+        def search(self, *_: object, params: object) -> tuple[int, int]:
+            seen.append(faiss.omp_get_max_threads())
+            return 0, 0
+
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(2)
+    try:
+        vector_index._searched(Watched(), unit(queries, 8, 0), 1, None)
+        assert (seen, faiss.omp_get_max_threads()) == ([threads], 2)
+    finally:
+        faiss.omp_set_num_threads(before)
+
+
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
 @pytest.mark.parametrize("with_faiss", [True, False])
 def test_embeddings_may_come_in_pieces(dtype: type, with_faiss: bool, monkeypatch: pytest.MonkeyPatch) -> None:
