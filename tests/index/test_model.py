@@ -492,7 +492,9 @@ def test_a_small_second_pass_has_a_thread_of_its_own(monkeypatch: pytest.MonkeyP
         compressing = len(seen)
         model.answer(tokens, "what?", max_new_tokens=1)
         model.loglikelihood(tokens, "what?", ["yes"])
-        assert seen == [2] * compressing + [1, 1]
+        assert set(seen[:compressing]) == {2}
+        assert len(seen) >= compressing + 2
+        assert set(seen[compressing:]) == {1}
         assert torch.get_num_threads() == 2
         monkeypatch.setattr("fwd2bot_index.model._SHARED_FROM", 0)
         with model.merged("generate"):
