@@ -26,6 +26,7 @@ MATCHING_PROMPT = "does this show {text}?"
 CAPTION_PROMPT = "write a caption."
 
 Queries = Literal["constant", "region"]
+Pooling = Literal["mean", "mlp"]
 Adapters = Literal["stage", "shared", "none"]
 
 
@@ -75,6 +76,9 @@ class CompressorConfig:
     """What a caption answers."""
     embedding_dim: int | None = None
     """Size of the embedding head; None: no head, the embedding has the LLM's hidden size."""
+    pooling: Pooling = "mean"
+    """What of the summary tokens a picture's embedding is made of: their ``mean`` through the head, as published, or
+    ``mlp``: that plus the mean of a perceptron of each (:class:`fwd2bot_index.pooling.TokenMLP`)."""
     token_norm: bool = False
     """Whether summary tokens are RMS-normalised and scaled by a learned vector."""
     adapters: Adapters = "stage"
@@ -86,6 +90,10 @@ class CompressorConfig:
             raise ModelError(f"mode must be one of {get_args(Mode)}, not {self.mode!r}.")
         if self.queries not in get_args(Queries):
             raise ModelError(f"queries must be one of {get_args(Queries)}, not {self.queries!r}.")
+        if self.pooling not in get_args(Pooling):
+            raise ModelError(f"pooling must be one of {get_args(Pooling)}, not {self.pooling!r}.")
+        if self.pooling != "mean" and self.mode != "trained":
+            raise ModelError("Only a trained model pools its tokens by a perceptron.")
         if self.adapters not in get_args(Adapters):
             raise ModelError(f"adapters must be one of {get_args(Adapters)}, not {self.adapters!r}.")
         if not 1 <= self.num_summary_tokens <= MAX_SUMMARY_TOKENS:

@@ -24,6 +24,7 @@ import math
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -44,6 +45,7 @@ from fwd2bot_index.errors import InputError, ModelError
 from fwd2bot_index.families import Family, check_image_tokens, family_of
 from fwd2bot_index.inputs import FirstPassBatch, InputMaker, blank_image
 from fwd2bot_index.likelihoods import AnswerScores, answer_scores
+from fwd2bot_index.pooling import TokenMLP
 from fwd2bot_index.processors import load_processor
 from fwd2bot_index.regions import grid_weights, region_weights
 from fwd2bot_index.timing import timed, turn_to
@@ -99,6 +101,7 @@ class Fwd2BotModel(nn.Module):
         """[D]: what normalised summary tokens are multiplied by; None: they are the LLM's states as they are."""
         self.image_head: nn.Linear | None = None
         self.text_head: nn.Linear | None = None
+        self.image_mlp: TokenMLP | None = None
         if config.mode == "trained":
             device, dim = base.device, self.token_dim
             scale = _typical_row_scale(base)
@@ -110,6 +113,8 @@ class Fwd2BotModel(nn.Module):
             if config.embedding_dim is not None:
                 self.image_head = nn.Linear(dim, config.embedding_dim, bias=False, device=device)
                 self.text_head = nn.Linear(dim, config.embedding_dim, bias=False, device=device)
+            if config.pooling == "mlp":
+                self.image_mlp = self._fresh_mlp()
         self._check_layout()
 
     # ---- from and to disk ----
@@ -630,8 +635,25 @@ class Fwd2BotModel(nn.Module):
 
     def embed_tokens(self, tokens: torch.Tensor) -> torch.Tensor:
         """[B, E], float32, unit length: the mean of the summary tokens [B, K, D] through the image head, if there is
-        one."""
-        return _unit(tokens.float().mean(dim=1), self.image_head)
+        one; plus what a `TokenMLP` makes of them, if there is one."""
+        tokens = tokens.float()
+        pooled = _headed(tokens.mean(dim=1), self.image_head)
+        if self.image_mlp is not None:
+            pooled = pooled + self.image_mlp(tokens)
+        return F.normalize(pooled, dim=-1)
+
+    def add_mlp(self) -> None:
+        """Go on with ``pooling = "mlp"``; what the model embeds stays the same until that is trained.
+
+        Raises:
+            ModelError: a training-free model, whose embedding is no function of its tokens.
+        """
+        self.config = replace(self.config, pooling="mlp")
+        if self.image_mlp is None:
+            self.image_mlp = self._fresh_mlp()
+
+    def _fresh_mlp(self) -> TokenMLP:
+        return TokenMLP(self.num_summary_tokens, self.token_dim, self.embedding_dim, device=self.device)
 
     def encode_text(self, texts: Sequence[str]) -> torch.Tensor:
         """[B, E], float32, unit length, with gradient: last hidden state of the text prompt, under ``compress``.
@@ -823,8 +845,12 @@ class Fwd2BotModel(nn.Module):
         return str(self.processor.tokenizer.decode(ids[:end], skip_special_tokens=True)).strip()
 
 
+def _headed(states: torch.Tensor, head: nn.Linear | None) -> torch.Tensor:
+    return states if head is None else head(states)
+
+
 def _unit(states: torch.Tensor, head: nn.Linear | None) -> torch.Tensor:
-    return F.normalize(head(states) if head is not None else states, dim=-1)
+    return F.normalize(_headed(states, head), dim=-1)
 
 
 def _repeated_layers(module: nn.Module) -> Iterator[nn.Module]:

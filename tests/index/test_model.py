@@ -658,3 +658,44 @@ def test_broken_checkpoints_are_refused_in_a_sentence(tmp_path: Path) -> None:
         Fwd2BotModel.from_pretrained(tmp_path, device="cpu")
     with pytest.raises(ModelError, match="no model folder"):
         Fwd2BotModel.from_pretrained(tmp_path / "nowhere", device="cpu")
+
+
+def test_pooling_by_a_perceptron_starts_as_the_mean_and_is_kept(tmp_path: Path) -> None:
+    model = trained("llava")
+    pictures = tiny_models.pictures(3, sizes=SIZES)
+    before = model.compress(pictures)
+    model.add_mlp()
+    assert torch.equal(model.compress(pictures).embedding, before.embedding)
+    assert model.image_mlp is not None
+    torch.nn.init.normal_(model.image_mlp.down.weight)
+    torch.nn.init.normal_(model.image_mlp.position)
+    model.save_pretrained(tmp_path)
+    loaded = Fwd2BotModel.from_pretrained(tmp_path, device="cpu")
+    assert loaded.config.pooling == "mlp"
+    after = loaded.compress(pictures)
+    assert torch.equal(after.tokens, before.tokens)
+    assert torch.equal(after.embedding, model.compress(pictures).embedding)
+    assert not torch.allclose(after.embedding, before.embedding, atol=0.1)
+    assert torch.equal(loaded.embed_text(TEXTS), model.embed_text(TEXTS))
+
+
+def test_a_perceptron_tells_sets_of_tokens_apart_that_have_one_mean() -> None:
+    """What it is for; and positions count, and fewer tokens than all can be pooled."""
+    torch.manual_seed(0)
+    model = trained("llava", queries="constant")
+    one = torch.randn(1, K, model.token_dim)
+    other = one + torch.cat([torch.ones(1, K // 2, model.token_dim), -torch.ones(1, K // 2, model.token_dim)], dim=1)
+    assert torch.allclose(model.embed_tokens(one), model.embed_tokens(other), atol=1e-5)
+    model.add_mlp()
+    assert model.image_mlp is not None
+    torch.nn.init.normal_(model.image_mlp.down.weight)
+    assert not torch.allclose(model.embed_tokens(one), model.embed_tokens(other), atol=0.1)
+    assert torch.allclose(model.embed_tokens(one), model.embed_tokens(one.flip(1)), atol=1e-5)
+    torch.nn.init.normal_(model.image_mlp.position)
+    assert not torch.allclose(model.embed_tokens(one), model.embed_tokens(one.flip(1)), atol=0.01)
+    assert model.embed_tokens(one[:, :1]).shape == (1, 16)
+
+
+def test_a_training_free_model_has_no_perceptron(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="trained model"):
+        training_free("llava", tmp_path).add_mlp()

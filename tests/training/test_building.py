@@ -57,7 +57,7 @@ def test_exactly_what_is_named_trains(family: str, tmp_path: Path) -> None:
 
 
 def test_the_first_pass_alone_can_be_frozen(tmp_path: Path) -> None:
-    settings = {"lr_first_pass": 0.0, "lr_projector": 0.0, "embedding_dim": 4, "token_norm": True}
+    settings = {"lr_first_pass": 0.0, "lr_projector": 0.0, "embedding_dim": 4, "token_norm": True, "pooling": "mlp"}
     run = run_of(saved(tmp_path / "base"), model=settings, method={"contrastive_weight": 0.0})
     trains = {n for n, p in build(run, tmp_path).named_parameters() if p.requires_grad}
     assert trains
@@ -141,6 +141,7 @@ def test_a_checkpoint_is_trained_further_if_it_fits(tmp_path: Path) -> None:
         ({"adapters": "shared"}, "adapters is 'stage', not 'shared'"),
         ({"queries": "constant"}, "queries is 'region', not 'constant'"),
         ({"embedding_dim": 7}, "embedding_dim is None, not 7"),
+        ({"pooling": "mlp", "num_tokens": 8}, "num_summary_tokens is 4, not 8."),
         ({"rank": 4}, "have rank 2, not 4"),
     ],
 )
@@ -149,6 +150,18 @@ def test_a_checkpoint_of_other_settings_is_refused(settings: dict[str, Any], sai
     with pytest.raises(ModelError) as error:
         build(run_of(tmp_path / "checkpoint", model=settings), tmp_path)
     assert said in str(error.value)
+
+
+def test_a_checkpoint_goes_on_with_a_perceptron_but_not_without(tmp_path: Path) -> None:
+    first = build(run_of(saved(tmp_path / "base")), tmp_path)
+    first.save_pretrained(tmp_path / "mean")
+    with_mlp = build(run_of(tmp_path / "mean", model={"pooling": "mlp"}), tmp_path)
+    tokens = torch.randn(2, 4, first.token_dim)
+    assert torch.equal(with_mlp.embed_tokens(tokens), first.embed_tokens(tokens))
+    assert all(p.requires_grad for n, p in with_mlp.named_parameters() if n.startswith("image_mlp."))
+    with_mlp.save_pretrained(tmp_path / "mlp")
+    with pytest.raises(ModelError, match="pooling is 'mlp', not 'mean'"):
+        build(run_of(tmp_path / "mlp"), tmp_path)
 
 
 def test_a_double_pass_is_no_plain_lvlm(tmp_path: Path) -> None:

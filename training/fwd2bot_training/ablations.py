@@ -73,6 +73,7 @@ VARIANTS: Mapping[str, Variant] = {
     "k = 1 alone": Variant(group="k", changes=_k(1, [1]), lengths=(1,)),
     "no hard negatives": Variant(group="extras", changes=("data.negatives='none'",)),
     "token norm": Variant(group="extras", changes=("model.token_norm=true",)),
+    "perceptron in the pooling": Variant(group="extras", changes=("model.pooling='mlp'",)),
     "orthogonality 0.1": Variant(group="extras", changes=("method.orthogonality_weight=0.1",)),
     "matching 0.3": Variant(group="extras", changes=("method.matching_weight=0.3",)),
     "distillation 0.5": Variant(group="extras", changes=("method.distillation_weight=0.5",)),

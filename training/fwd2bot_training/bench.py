@@ -279,6 +279,7 @@ def _random_model(plan: Plan, device: torch.device) -> Fwd2BotModel:
         num_summary_tokens=settings.num_tokens,
         queries=settings.queries,
         embedding_dim=settings.embedding_dim or None,
+        pooling=settings.pooling,
         token_norm=settings.token_norm,
         adapters=settings.adapters,
     )

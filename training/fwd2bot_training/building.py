@@ -22,7 +22,7 @@ Part = Literal["language_model", "projector", "vision"]
 _PROJECTORS = ("multi_modal_projector", "connector", "merger", "image_newline")
 _ENCODERS = ("vision_tower", "vision_model", "visual")
 # Parameters of a model beside its base that the second pass does not read.
-_FIRST_PASS = ("queries", "text_query", "logit_scale", "token_scale", "image_head", "text_head")
+_FIRST_PASS = ("queries", "text_query", "logit_scale", "token_scale", "image_head", "text_head", "image_mlp")
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -118,6 +118,7 @@ def _around(base: Any, processor: Any, run: RunConfig, *, base_model: str) -> Fw
         compress_prompt=settings.compress_prompt,
         text_prompt=settings.text_prompt,
         embedding_dim=settings.embedding_dim or None,
+        pooling=settings.pooling,
         token_norm=settings.token_norm,
         adapters=settings.adapters,
     )
@@ -132,6 +133,8 @@ def _go_on(run: RunConfig) -> Fwd2BotModel:
         raise ModelError(f"{settings.base} is a Fwd2Bot checkpoint; {run.method.objective!r} needs a plain LVLM.")
     dtype = _DTYPES[settings.dtype]
     model = Fwd2BotModel.from_pretrained(settings.base, revision=settings.revision or None, device="cpu", dtype=dtype)
+    if settings.pooling == "mlp":
+        model.add_mlp()
     wanted = replace(
         model.config,
         num_summary_tokens=settings.num_tokens,
@@ -139,6 +142,7 @@ def _go_on(run: RunConfig) -> Fwd2BotModel:
         compress_prompt=settings.compress_prompt,
         text_prompt=settings.text_prompt,
         embedding_dim=settings.embedding_dim or None,
+        pooling=settings.pooling,
         token_norm=settings.token_norm,
         adapters=settings.adapters,
     )

@@ -23,7 +23,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
-from fwd2bot_index.config import MAX_SUMMARY_TOKENS, Queries
+from fwd2bot_index.config import MAX_SUMMARY_TOKENS, Pooling, Queries
 from fwd2bot_index.errors import InputError
 from fwd2bot_index.scenes import QUESTION_TYPES
 
@@ -72,6 +72,11 @@ class ModelConfig:
     compress_prompt: str = key("Summarize the image in a few words.", "prompt of the first pass")
     text_prompt: str = key("{text}\nSummarize the text in a few words.", "prompt that embeds a text")
     embedding_dim: int = key(0, "E, size of the embedding head; 0: no head, E is the LLM's hidden size")
+    pooling: Pooling = key(
+        "mean",
+        "what of the summary tokens the embedding is made of: their `mean` (the paper), or `mlp`: that plus the mean "
+        "of a perceptron of each, which tells relations apart; a checkpoint with `mean` may be trained on with it",
+    )
     token_norm: bool = key(False, "an RMS norm with a learned scale on the summary tokens")
     adapters: Literal["stage", "shared", "none"] = key(
         "stage", "LoRA on the LLM's linear layers: one per stage (the paper), one for both, or none"
