@@ -80,12 +80,15 @@ def annotate(
         InputError: the question, the choices, the column's name or the condition makes no sense, or the column holds
             something else.
         IndexEmptyError: the index holds no picture.
-        IndexMismatchError: another model made the index.
+        IndexMismatchError: a model with another first pass made the index.
         IndexWriteError: answers could not be written; those committed before are there.
     """
     check(store, question, column, choices=choices, again=again)
     if model.fingerprint != store.manifest.model_fingerprint:
-        raise IndexMismatchError(f"The index in {store.place} was made by another model than {model.name}.")
+        raise IndexMismatchError(
+            f"The index in {store.place} was made by {store.manifest.model}, and {model.name} is another model or has "
+            "another first pass."
+        )
     started = time.perf_counter()
     snapshot = Snapshot.of(store)
     if len(snapshot) == 0:

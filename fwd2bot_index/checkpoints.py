@@ -25,6 +25,8 @@ DEFAULT_MODEL_PATH = Path(__file__).parent / "default_model"
 SUMMARY_TOKENS_FILE = "summary_tokens.safetensors"
 BASE_FOLDER = "base"
 ADAPTERS_FOLDER = "adapters"
+SECOND_PASS = "generate"
+"""The adapter that the second pass alone has."""
 
 # what decides the outputs: settings, weights, tokenizer, chat template
 _PATTERNS = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")
@@ -50,23 +52,33 @@ class Checkpoint:
     def fingerprint(self) -> str:
         """Hash of everything that decides what this model writes into an index; 32 hex digits.
 
-        The number of tokens of a training-free model is part of it; a trained one has it in its ``config.json``.
+        The number of tokens of a training-free model is part of it; a trained one has it in its ``config.json``. An
+        adapter that the second pass alone has is not: it may be trained on, and the index stays.
         """
+        return self._hash(without=SECOND_PASS)
+
+    def full_fingerprint(self) -> str:
+        """As :meth:`fingerprint`, and of what the second pass alone has as well: what decides the answers."""
+        return self._hash()
+
+    def _hash(self, *, without: str | None = None) -> str:
         digest = hashlib.blake2b(digest_size=16)
         digest.update(f"{self.config.mode} {self.config.num_summary_tokens}\n".encode())
-        for path, label in self._files():
+        for path, label in self._files(without):
             digest.update(f"{label} {path.stat().st_size}\n".encode())
             for block in _blocks(path):
                 digest.update(block)
         return digest.hexdigest()
 
-    def _files(self) -> Iterator[tuple[Path, str]]:
-        """Files to hash, each with a label that does not depend on where the folder is."""
+    def _files(self, without: str | None) -> Iterator[tuple[Path, str]]:
+        """Files to hash, each with a label that does not depend on where the folder is; not of the adapter
+        ``without``."""
         folders = [("", self.folder)]
         if self.base_folder != self.folder:
             folders.append(("base/", self.base_folder))
         if self.config.adapters != "none":
-            folders += [(f"{f.name}/", f) for f in sorted((self.folder / ADAPTERS_FOLDER).glob("*")) if f.is_dir()]
+            found = sorted(f for f in (self.folder / ADAPTERS_FOLDER).glob("*") if f.is_dir() and f.name != without)
+            folders += [(f"{f.name}/", f) for f in found]
         for label, folder in folders:
             for path in sorted({p for pattern in _PATTERNS for p in folder.glob(pattern) if p.is_file()}):
                 yield path, label + path.name

@@ -161,8 +161,8 @@ class Corpus:
         model = self._source if isinstance(self._source, Compressor) else self._source()
         if model.fingerprint != self.manifest.model_fingerprint:
             raise IndexMismatchError(
-                f"The index in {self.place} was made by {self.manifest.model}, and {model.name} has other weights or "
-                f"settings: use the model that made it, or delete the index and index again."
+                f"The index in {self.place} was made by {self.manifest.model}, and the first pass of {model.name} has "
+                f"other weights or settings: use the model that made it, or delete the index and index again."
             )
         return model
 

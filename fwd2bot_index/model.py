@@ -240,16 +240,28 @@ class Fwd2BotModel(nn.Module):
 
     @property
     def fingerprint(self) -> str:
-        """Hash of weights and settings: two models with one fingerprint write the same index.
+        """Hash of weights and settings of the first pass: two models with one fingerprint write the same index.
 
         Raises:
             ModelError: a model in training, which was not loaded from disk.
         """
+        if self._fingerprint is None:
+            self._fingerprint = self._on_disk().fingerprint()
+        return self._fingerprint
+
+    @property
+    def full_fingerprint(self) -> str:
+        """Hash of all weights and settings: two models with one such fingerprint answer alike, too.
+
+        Raises:
+            ModelError: as :attr:`fingerprint`.
+        """
+        return self._on_disk().full_fingerprint()
+
+    def _on_disk(self) -> Checkpoint:
         if self._checkpoint is None:
             raise ModelError("This model was not loaded from disk, so it has no fingerprint: save it, then load it.")
-        if self._fingerprint is None:
-            self._fingerprint = self._checkpoint.fingerprint()
-        return self._fingerprint
+        return self._checkpoint
 
     @property
     def mode(self) -> Mode:

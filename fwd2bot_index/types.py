@@ -170,7 +170,7 @@ class ModelFacts(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """Hash of weights and settings: two models with one fingerprint write the same index."""
+        """Hash of weights and settings of the first pass: two models with one fingerprint write the same index."""
         ...
 
     @property

@@ -10,7 +10,7 @@ import typer
 from fwd2bot_cli.console import printable
 from fwd2bot_cli.location import existing_index
 from fwd2bot_cli.models import ModelChoice
-from fwd2bot_cli.options import Choices, Debug, IndexFolder, Json, Quiet, split_choices
+from fwd2bot_cli.options import Answerer, Choices, Debug, IndexFolder, Json, Quiet, split_choices
 from fwd2bot_cli.progress import RunProgress
 from fwd2bot_cli.session import session_of
 
@@ -27,6 +27,7 @@ def annotate(
     ] = None,
     again: Annotated[bool, typer.Option("--again", help="Forget the answers that the column holds.")] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures that are answered about at once.")] = 64,
+    model: Answerer = None,
     index: IndexFolder = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -47,12 +48,13 @@ def annotate(
     store = IndexStore.open(existing_index(index))
     with writing(store.place):
         annotating.check(store, question, column, choices=among, again=again)
-        with output.waiting(f"Loading the model {printable(store.manifest.model)} …"):
-            model = session.models.load(ModelChoice.of(store.manifest))
+        choice = ModelChoice.of(store.manifest, instead=model)
+        with output.waiting(f"Loading the model {printable(choice.name)} …"):
+            loaded = session.models.load(choice)
         with RunProgress(output, things="pictures") as progress:
             report = annotating.annotate(
                 store,
-                model,
+                loaded,
                 question,
                 column,
                 choices=among,

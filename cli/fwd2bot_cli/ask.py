@@ -9,7 +9,7 @@ import typer
 
 from fwd2bot_cli.console import Output, printable, printable_lines, shown
 from fwd2bot_cli.opening import open_index
-from fwd2bot_cli.options import Choices, Debug, IndexFolder, Json, Quiet, split_choices
+from fwd2bot_cli.options import Answerer, Choices, Debug, IndexFolder, Json, Quiet, split_choices
 from fwd2bot_cli.pictures import named_picture
 from fwd2bot_cli.search import hit_as_dict, score
 from fwd2bot_cli.session import session_of
@@ -41,6 +41,7 @@ def ask(
             "on. One by one is surer for most models: see docs/querying.md.",
         ),
     ] = False,
+    model: Answerer = None,
     index: IndexFolder = None,
     as_json: Json = False,
     as_lines: Annotated[
@@ -68,7 +69,7 @@ def ask(
     check_question(question)
     check_choices(among)
     output = session_of(context).output
-    opened = open_index(session_of(context), index)
+    opened = open_index(session_of(context), index, model=model)
     if image is not None:
         found = opened.find(image)
         if found is None:

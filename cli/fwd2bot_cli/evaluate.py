@@ -240,7 +240,7 @@ def _budget(
     if limit is not None and limit < 1:
         raise InputError(f"--limit must be at least 1, not {limit}.")
     model = _load(session, name, ks=None)
-    said = f"{model.fingerprint} {data} {split} {ks} {limit}"
+    said = f"{model.full_fingerprint} {data} {split} {ks} {limit}"
     folder = out or Path("runs") / "eval" / f"{BUDGET}-{hashlib.blake2b(said.encode(), digest_size=4).hexdigest()}"
     session.output.message(f"{BUDGET}, {name}: writing to {shown(folder)}")
     with RunProgress(session.output, unit="cells", things="cells") as bar:

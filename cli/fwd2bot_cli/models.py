@@ -32,11 +32,11 @@ class ModelChoice:
     """See :meth:`fwd2bot_index.model.Fwd2BotModel.compile`."""
 
     @classmethod
-    def of(cls, manifest: Manifest) -> ModelChoice:
-        """The model that made an index."""
+    def of(cls, manifest: Manifest, *, instead: str | None = None) -> ModelChoice:
+        """The model that made an index, or another ``instead`` that is to read it as that one does."""
         return cls(
-            name=manifest.model,
-            revision=manifest.model_revision,
+            name=instead or manifest.model,
+            revision=None if instead else manifest.model_revision,
             num_tokens=manifest.num_summary_tokens if manifest.mode == "training-free" else None,
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from fwd2bot_cli.console import printable
 from fwd2bot_cli.location import existing_index
 from fwd2bot_cli.models import ModelChoice
 from fwd2bot_cli.session import Session
@@ -13,8 +14,9 @@ if TYPE_CHECKING:
     from fwd2bot_index.types import Compressor
 
 
-def open_index(session: Session, given: str | None) -> Corpus:
-    """The index that a command means; its model is loaded when something first needs it, with a spinner.
+def open_index(session: Session, given: str | None, *, model: str | None = None) -> Corpus:
+    """The index that a command means; its model is loaded when something first needs it, with a spinner. ``model``:
+    another one with the same first pass.
 
     Raises:
         IndexNotFoundError, IndexCorruptedError, IndexMismatchError: there is no index to be read.
@@ -22,8 +24,9 @@ def open_index(session: Session, given: str | None) -> Corpus:
     from fwd2bot_index.corpus import Corpus
 
     def load() -> Compressor:
-        with session.output.waiting(f"Loading the model {index.manifest.model} …"):
-            return session.models.load(ModelChoice.of(index.manifest))
+        choice = ModelChoice.of(index.manifest, instead=model)
+        with session.output.waiting(f"Loading the model {printable(choice.name)} …"):
+            return session.models.load(choice)
 
     index = Corpus.open(
         existing_index(given), model=load, text_encoder=lambda: session.models.text_encoder(index.manifest)

@@ -71,6 +71,18 @@ Choices: TypeAlias = Annotated[
     typer.Option(metavar="A,B,...", help="The answers to choose from. A comma inside one is written \\\\,"),
 ]
 
+Answerer: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        "-m",
+        metavar="NAME",
+        help="Answer with this one: a checkpoint of which the second pass alone was trained since the index was made. "
+        "Default: the model that made the index.",
+        show_default=False,
+    ),
+]
+
 
 def split_choices(given: str | None) -> list[str] | None:
     """The parts between commas that no backslash protects."""

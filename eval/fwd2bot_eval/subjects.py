@@ -171,7 +171,7 @@ class Fwd2BotSubject:
         self._blind = Uncompressed(model, stage="generate")
         self._uncompressed = Uncompressed(uncompressed or model)
         self._baselines = baselines
-        self._uncompressed_name = (uncompressed or model).fingerprint
+        self._uncompressed_name = (uncompressed or model).full_fingerprint
         if short_answer_suffix is None:
             short_answer_suffix = "" if model.mode == "trained" else _SHORT_ANSWER
         self.short_answer_suffix = short_answer_suffix
@@ -187,7 +187,7 @@ class Fwd2BotSubject:
 
     @property
     def fingerprint(self) -> str:
-        return self.model.fingerprint
+        return self.model.full_fingerprint
 
     @property
     def columns(self) -> list[str]:

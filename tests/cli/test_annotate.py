@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from cli_helpers import FakeModels, Run, draw_colours
 
+from fwd2bot_cli.models import ModelChoice
 from fwd2bot_index.store import writing
 
 
@@ -34,6 +35,11 @@ def test_a_column_that_can_be_filtered(index: Path, fwd2bot: Run) -> None:
     assert "question of is_red\tis it red?" in fwd2bot("info").out
     assert json.loads(fwd2bot("info", "--json").out)["annotations"]["is_red"]["choices"] == ["yes", "no"]
     assert fwd2bot("verify").code == 0
+
+
+def test_with_another_second_pass(index: Path, fwd2bot: Run, models: FakeModels) -> None:
+    assert fwd2bot("annotate", "which?", "--column", "which", "--model", "runs/mine/model").code == 0
+    assert models.choice == ModelChoice(name="runs/mine/model")
 
 
 def test_json(index: Path, fwd2bot: Run) -> None:

@@ -9,6 +9,8 @@ import pytest
 from cli_helpers import FakeModels, Run, draw_colours
 from PIL import Image
 
+from fwd2bot_cli.models import ModelChoice
+
 
 def test_about_an_indexed_picture(fwd2bot: Run, indexed: Path, models: FakeModels) -> None:
     outcome = fwd2bot("ask", "which colour?", "--image", "pictures/blue.png")
@@ -27,6 +29,15 @@ def test_without_the_picture_files(fwd2bot: Run, place: Path, models: FakeModels
     assert fwd2bot("ask", "which colour?", "--image", "pictures/green.png").out == "green\n"
     assert fwd2bot("ask", "which colour?", "--query", "red").out == "red\n"
     assert models.model.compressed == compressed
+
+
+def test_with_another_second_pass(fwd2bot: Run, indexed: Path, models: FakeModels) -> None:
+    outcome = fwd2bot("ask", "what?", "--query", "red", "--model", "runs/mine/model")
+    assert outcome.code == 0
+    assert models.choice == ModelChoice(name="runs/mine/model")
+    outcome = fwd2bot("ask", "what?", "--query", "red", "--model", "other", models=FakeModels(fingerprint="fake-2"))
+    assert outcome.code != 0
+    assert "the first pass of other has other weights or settings" in " ".join(outcome.err.split())
 
 
 def test_about_the_best_hit(fwd2bot: Run, indexed: Path) -> None:

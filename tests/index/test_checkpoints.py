@@ -147,6 +147,18 @@ def test_the_fingerprint_follows_what_is_written_and_nothing_else(plain: Path, t
     assert len(seen) == 4
 
 
+def test_what_the_second_pass_alone_has_decides_answers_but_no_index(trained: Path) -> None:
+    own = trained / "adapters" / "generate"
+    own.mkdir(exist_ok=True)
+    (own / "adapter_model.safetensors").write_bytes(b"one")
+    before = resolve(trained)
+    index, answers = before.fingerprint(), before.full_fingerprint()
+    (own / "adapter_model.safetensors").write_bytes(b"two")
+    assert resolve(trained).fingerprint() == index
+    assert resolve(trained).full_fingerprint() != answers
+    assert index != answers
+
+
 def test_big_files_are_sampled_over_their_whole_length(plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkpoints, "_WHOLE_FILE_LIMIT", 1000)
     monkeypatch.setattr(checkpoints, "_BLOCK", 10)

@@ -10,6 +10,7 @@ import tiny_models
 import torch
 from transformers.utils import logging
 
+from fwd2bot_index.checkpoints import resolve
 from fwd2bot_index.errors import ModelError
 from fwd2bot_index.model import Fwd2BotModel
 from fwd2bot_training.building import build_model, lr_factors, part_of
@@ -62,6 +63,21 @@ def test_the_first_pass_alone_can_be_frozen(tmp_path: Path) -> None:
     trains = {n for n, p in build(run, tmp_path).named_parameters() if p.requires_grad}
     assert trains
     assert all(".generate." in name for name in trains)
+
+
+def test_an_index_outlives_training_of_the_second_pass_alone(tmp_path: Path) -> None:
+    frozen = {"lr_projector": 0.0}
+    build(run_of(saved(tmp_path / "base"), model=frozen), tmp_path).save_pretrained(tmp_path / "before")
+    run = run_of(tmp_path / "before", model={"lr_first_pass": 0.0, **frozen}, method={"contrastive_weight": 0.0})
+    model = build(run, tmp_path)
+    with torch.no_grad():
+        for p in model.parameters():
+            if p.requires_grad:
+                p.add_(0.01)
+    model.save_pretrained(tmp_path / "after")
+    before, after = resolve(tmp_path / "before"), resolve(tmp_path / "after")
+    assert after.fingerprint() == before.fingerprint()
+    assert after.full_fingerprint() != before.full_fingerprint()
 
 
 def test_learning_rates_follow_the_parts(tmp_path: Path) -> None:
