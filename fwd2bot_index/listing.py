@@ -1,8 +1,8 @@
 """Which files are tried: every regular file with the extension of an image under the folders given, and every file that
 is named itself. Zip, tar and Parquet files count as folders.
 
-Objects of a store (``s3://BUCKET/PREFIX``) are files too, and their prefixes folders; archives among them are passed
-over.
+Objects of a store (``s3://BUCKET/PREFIX``) are files too, and their prefixes folders; archives among them are told of
+and not looked into.
 
 Left out are hidden files and folders, those that systems keep for themselves, and what patterns exclude. Symbolic links
 are followed, and each folder is visited once, so loops end. Files with other extensions are nobody's business and are
@@ -218,7 +218,7 @@ class _Lister:
             waiting += reversed(folders)
 
     def list_objects(self, root: str) -> None:
-        """Add what lies at or below a URI. Archives are not looked into.
+        """Add what lies at or below a URI. Archives are not looked into, and told of.
 
         Raises:
             ObjectStoreError: it cannot be listed to its end.
@@ -234,9 +234,14 @@ class _Lister:
             uri = f"{root}/{object_.name}"
             *folders, name = object_.name.split("/")
             hidden = any(part.startswith(".") or part.lower() in SYSTEM_FOLDERS for part in folders)
-            if hidden or name.startswith(".") or not is_picture_name(name):
+            if hidden or name.startswith("."):
                 continue
             if self._leave_out is not None and uri.startswith(self._leave_out + "/"):
+                continue
+            if not is_picture_name(name):
+                if self._archives and _is_archive_name(name) and self._patterns.enters(object_.name):
+                    reason = "archives in an object store are not looked into: index a copy on a disk"
+                    self._listing.unlisted.append(SkippedFile(uri=uri, reason=reason))
                 continue
             if uri not in self._named and (not self._patterns or self._patterns.takes(object_.name)):
                 self._add(uri, object_.size, object_.mtime_ns)
@@ -318,6 +323,10 @@ def _name_of(entry: os.DirEntry[str]) -> str:
 def is_picture_name(name: str) -> bool:
     """Whether it has the extension of an image."""
     return os.path.splitext(name)[1].lower() in IMAGE_EXTENSIONS
+
+
+def _is_archive_name(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in ARCHIVE_EXTENSIONS or name.lower().endswith(COMPRESSED_TARS)
 
 
 def _is_picture(member: str) -> bool:

@@ -324,13 +324,16 @@ def test_searches_go_on_while_it_is_rewritten(bucket: Bucket) -> None:
 
 def test_objects_are_files(bucket: Bucket) -> None:
     bucket.put(pictures("in/red", "in/deep/er/green", "in/ä b#1%41/blue", "out/red"))
-    bucket.put({"in/folder/": b"", "in/.hidden/red.png": b"x", "in/notes.txt": b"x", "in/a.zip": b"x"})
+    bucket.put({"in/folder/": b"", "in/.hidden/red.png": b"x", "in/.hidden/b.zip": b"x", "in/notes.txt": b"x"})
+    bucket.put({"in/a.zip": b"x", "in/raw/c.tar.gz": b"x"})
     bucket.put({"in/broken.png": b"no picture", "in/empty.jpg": b""})
     place = f"{bucket.uri}/index"
     model = FakeModel()
-    report = index(f"{bucket.uri}/in/", place, model)
+    report = index(f"{bucket.uri}/in/", place, model, exclude=["raw/"])
     assert report.added == 3
+    told = "archives in an object store are not looked into: index a copy on a disk"
     assert [(s.uri, s.reason) for s in report.skipped] == [
+        (f"{bucket.uri}/in/a.zip", told),
         (f"{bucket.uri}/in/broken.png", "it is not an image that can be read"),
         (f"{bucket.uri}/in/empty.jpg", "it is empty"),
     ]
