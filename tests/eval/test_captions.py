@@ -221,6 +221,11 @@ def test_splits_and_limits(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="name one of them as --data"):
         make_task("captions", TaskOptions(data=folder))
     assert evaluate(folder, Captioner(first_reference), tmp_path / "u", split="val2017", limit=1).items == 1
+    (folder / "captions_train2017.json").unlink()
+    captions(folder, split="val")
+    with pytest.raises(InputError, match=r"captions_val2017\.json and val\.parquet: name one"):
+        make_task("captions", TaskOptions(data=folder))
+    assert evaluate(folder, Captioner(first_reference), tmp_path / "v", split="val2017", limit=1).items == 1
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from fwd2bot_eval.tasks.files import (
 from fwd2bot_eval.tasks.options import TaskOptions
 from fwd2bot_eval.tasks.vqa_base import Source
 from fwd2bot_eval.tasks.vqa_json import json_list, number_of
-from fwd2bot_eval.tasks.vqa_parquet import picture_of, split_files
+from fwd2bot_eval.tasks.vqa_parquet import DEFAULT_SPLITS, picture_of, split_files
 from fwd2bot_index.errors import InputError
 
 _KEYS: Final = ("captions", "caption")
@@ -73,8 +73,10 @@ def _json_file(options: TaskOptions) -> Path | None:
     files = sorted({f for folder in folders for pattern in (_KARPATHY, *_COCO) for f in folder.glob(pattern)})
     if options.split is not None and len(files) > 1:
         files = [f for f in files if options.split in f.stem.split("_") or f.match(_KARPATHY)]
-    if len(files) > 1:
-        raise InputError(f"{options.data} has {files[0].name} and {files[1].name}: name one of them as --data.")
+    splits = DEFAULT_SPLITS if options.split is None else (options.split,)
+    other = [f for split in splits if (f := options.data / f"{split}.parquet").is_file()]
+    if files and (several := [*files, *other])[1:]:
+        raise InputError(f"{options.data} has {several[0].name} and {several[1].name}: name one of them as --data.")
     return files[0] if files else None
 
 
