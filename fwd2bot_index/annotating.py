@@ -78,7 +78,7 @@ def annotate(
 
     Raises:
         InputError: the question, the choices, the column's name or the condition makes no sense, or the column holds
-            something else.
+            something else, be it answers of another model.
         IndexEmptyError: the index holds no picture.
         IndexMismatchError: a model with another first pass made the index.
         IndexWriteError: answers could not be written; those committed before are there.
@@ -89,6 +89,12 @@ def annotate(
             f"The index in {store.place} was made by {store.manifest.model}, and {model.name} is another model or has "
             "another first pass."
         )
+    before = store.annotations().get(column)
+    if before is not None and not again and before.model_fingerprint != model.full_fingerprint:
+        raise InputError(
+            f"The column {column} holds answers of another second pass than {model.name} has now: choose another name, "
+            "or forget them with --again."
+        )
     started = time.perf_counter()
     snapshot = Snapshot.of(store)
     if len(snapshot) == 0:
@@ -98,7 +104,12 @@ def annotate(
     kind = pa.bool_() if _is_yes_no(choices) else pa.string()
     store.begin_annotation(
         column,
-        Annotation(question=question, choices=None if choices is None else tuple(choices), model=model.name),
+        Annotation(
+            question=question,
+            choices=None if choices is None else tuple(choices),
+            model=model.name,
+            model_fingerprint=model.full_fingerprint,
+        ),
         kind,
         again=again,
     )

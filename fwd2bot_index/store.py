@@ -178,11 +178,14 @@ class Annotation:
     question: str
     choices: tuple[str, ...] | None
     model: str
+    model_fingerprint: str
+    """Of all that it answers with (:attr:`Compressor.full_fingerprint`)."""
 
     @classmethod
     def of(cls, fields: Mapping[str, Any]) -> Self:
         choices = fields["choices"]
-        return cls(question=str(fields["question"]), choices=choices and tuple(choices), model=str(fields["model"]))
+        said = {name: str(fields[name]) for name in ("question", "model", "model_fingerprint")}
+        return cls(choices=choices and tuple(choices), **said)
 
 
 def confidence_column(column: str) -> str:
@@ -600,7 +603,7 @@ class IndexStore:
             raise corrupted(self.place, f"{_ANNOTATIONS} cannot be read: {e}") from e
         try:
             return {name: Annotation.of(fields) for name, fields in json.loads(raw).items()}
-        except (ValueError, TypeError, AttributeError) as e:
+        except (ValueError, TypeError, AttributeError, KeyError) as e:
             raise corrupted(self.place, f"{_ANNOTATIONS} cannot be understood: {e}") from e
 
     def begin_annotation(self, column: str, annotation: Annotation, kind: Any, *, again: bool) -> None:

@@ -201,6 +201,11 @@ class Compressor(ModelFacts, Protocol):
     """What indexing and querying ask of a model. :class:`fwd2bot_index.model.Fwd2BotModel` is the real one; tests bring
     small fakes."""
 
+    @property
+    def full_fingerprint(self) -> str:
+        """Hash of all weights and settings: two models with one such fingerprint answer alike, too."""
+        ...
+
     def matching_question(self, text: str) -> str:
         """The question, to be answered yes or no, whether a text fits the picture."""
         ...

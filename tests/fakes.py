@@ -44,6 +44,7 @@ class FakeModel:
         self.name = name
         self.revision = None
         self.fingerprint = fingerprint
+        self.full_fingerprint = f"{fingerprint}, all"
         self.mode = "trained"
         self.num_summary_tokens = num_summary_tokens
         self.token_dim = 8

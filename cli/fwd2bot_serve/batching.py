@@ -215,6 +215,10 @@ class BatchedModel:
         return self._model.fingerprint
 
     @property
+    def full_fingerprint(self) -> str:
+        return self._model.full_fingerprint
+
+    @property
     def mode(self) -> Mode:
         return self._model.mode
 

@@ -193,6 +193,16 @@ def test_another_model_and_an_empty_index(store: IndexStore) -> None:
         annotate(store, FakeModel(), "which?", "colour")
 
 
+def test_answers_of_two_second_passes_are_not_mixed(store: IndexStore) -> None:
+    annotate(store, FakeModel(), "which?", "colour")
+    trained_on = FakeModel()
+    trained_on.full_fingerprint = "trained on"
+    with pytest.raises(InputError, match="another second pass than fake has now"):
+        annotate(store, trained_on, "which?", "colour")
+    assert annotate(store, trained_on, "which?", "colour", again=True).answered == len(rows(store))
+    assert annotate(store, trained_on, "which?", "colour").answered == 0
+
+
 def test_a_full_disk_leaves_what_was_committed(store: IndexStore, monkeypatch: pytest.MonkeyPatch) -> None:
     written = IndexStore.write_columns
     calls = iter([True, False])

@@ -103,6 +103,7 @@ class Summary:
 
 class Model:
     name, revision, fingerprint, mode = "fake", None, "fake-1", "trained"
+    full_fingerprint = "fake-1, all"
     num_summary_tokens, token_dim, embedding_dim, decode_side = 4, 8, 3, None
     embed_text = answer = loglikelihood = answer_together = weigh_together = matching_question = print
     caption_prompt = None
