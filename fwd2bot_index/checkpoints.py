@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from fwd2bot_index.config import CompressorConfig
@@ -27,6 +27,8 @@ BASE_FOLDER = "base"
 ADAPTERS_FOLDER = "adapters"
 SECOND_PASS = "generate"
 """The adapter that the second pass alone has."""
+_OF_SECOND_PASS = ("matching_prompt", "caption_prompt")
+"""Settings that it alone has."""
 
 # what decides the outputs: settings, weights, tokenizer, chat template
 _PATTERNS = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")
@@ -52,36 +54,43 @@ class Checkpoint:
     def fingerprint(self) -> str:
         """Hash of everything that decides what this model writes into an index; 32 hex digits.
 
-        The number of tokens of a training-free model is part of it; a trained one has it in its ``config.json``. An
-        adapter that the second pass alone has is not: it may be trained on, and the index stays.
+        The number of tokens of a training-free model is part of it. The adapter and the prompts that the second pass
+        alone has are not: it may be trained on, and the index stays.
         """
-        return self._hash(without=SECOND_PASS)
+        return self._hash(second_pass=False)
 
     def full_fingerprint(self) -> str:
         """As :meth:`fingerprint`, and of what the second pass alone has as well: what decides the answers."""
-        return self._hash()
+        return self._hash(second_pass=True)
 
-    def _hash(self, *, without: str | None = None) -> str:
+    def _hash(self, *, second_pass: bool) -> str:
         digest = hashlib.blake2b(digest_size=16)
         digest.update(f"{self.config.mode} {self.config.num_summary_tokens}\n".encode())
-        for path, label in self._files(without):
+        if self.config.mode == "trained":
+            # by value: a setting that came later, at its default, makes no other model of those from before
+            said = {f.name: getattr(self.config, f.name) for f in fields(self.config)}
+            left_out = {f.name for f in fields(self.config) if said[f.name] == f.default}
+            left_out |= set() if second_pass else set(_OF_SECOND_PASS)
+            digest.update(json.dumps({n: v for n, v in said.items() if n not in left_out}, sort_keys=True).encode())
+        for path, label in self._files(second_pass=second_pass):
             digest.update(f"{label} {path.stat().st_size}\n".encode())
             for block in _blocks(path):
                 digest.update(block)
         return digest.hexdigest()
 
-    def _files(self, without: str | None) -> Iterator[tuple[Path, str]]:
-        """Files to hash, each with a label that does not depend on where the folder is; not of the adapter
-        ``without``."""
+    def _files(self, *, second_pass: bool) -> Iterator[tuple[Path, str]]:
+        """Files to hash, each with a label that does not depend on where the folder is."""
         folders = [("", self.folder)]
         if self.base_folder != self.folder:
             folders.append(("base/", self.base_folder))
         if self.config.adapters != "none":
-            found = sorted(f for f in (self.folder / ADAPTERS_FOLDER).glob("*") if f.is_dir() and f.name != without)
-            folders += [(f"{f.name}/", f) for f in found]
+            adapters = sorted(f for f in (self.folder / ADAPTERS_FOLDER).glob("*") if f.is_dir())
+            folders += [(f"{f.name}/", f) for f in adapters if second_pass or f.name != SECOND_PASS]
+        own = self.folder / "config.json" if self.config.mode == "trained" else None
         for label, folder in folders:
             for path in sorted({p for pattern in _PATTERNS for p in folder.glob(pattern) if p.is_file()}):
-                yield path, label + path.name
+                if path != own:
+                    yield path, label + path.name
 
 
 def resolve(

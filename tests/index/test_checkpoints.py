@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -157,6 +158,23 @@ def test_what_the_second_pass_alone_has_decides_answers_but_no_index(trained: Pa
     assert resolve(trained).fingerprint() == index
     assert resolve(trained).full_fingerprint() != answers
     assert index != answers
+
+
+def test_settings_count_by_value(trained: Path) -> None:
+    def changed(**settings: object) -> tuple[str, str]:
+        file = trained / "config.json"
+        file.write_text(json.dumps({**before, **settings}))
+        found = resolve(trained)
+        return found.fingerprint(), found.full_fingerprint()
+
+    before = json.loads((trained / "config.json").read_text())
+    index, answers = changed()
+    assert changed(token_norm=False, pooling="mean") == (index, answers)
+    asked = changed(matching_prompt="is {text} here?")
+    assert asked[0] == index
+    assert asked[1] != answers
+    assert changed(compress_prompt="What is this?")[0] != index
+    assert changed(pooling="mlp")[0] != index
 
 
 def test_big_files_are_sampled_over_their_whole_length(plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
