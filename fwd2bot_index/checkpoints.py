@@ -25,7 +25,7 @@ DEFAULT_MODEL_PATH = Path(__file__).parent / "default_model"
 SUMMARY_TOKENS_FILE = "summary_tokens.safetensors"
 BASE_FOLDER = "base"
 ADAPTERS_FOLDER = "adapters"
-SECOND_PASS = "generate"
+_SECOND_PASS = "generate"
 """The adapter that the second pass alone has."""
 _OF_SECOND_PASS = ("matching_prompt", "caption_prompt")
 """Settings that it alone has."""
@@ -85,7 +85,7 @@ class Checkpoint:
             folders.append(("base/", self.base_folder))
         if self.config.adapters != "none":
             adapters = sorted(f for f in (self.folder / ADAPTERS_FOLDER).glob("*") if f.is_dir())
-            folders += [(f"{f.name}/", f) for f in adapters if second_pass or f.name != SECOND_PASS]
+            folders += [(f"{f.name}/", f) for f in adapters if second_pass or f.name != _SECOND_PASS]
         own = self.folder / "config.json" if self.config.mode == "trained" else None
         for label, folder in folders:
             for path in sorted({p for pattern in _PATTERNS for p in folder.glob(pattern) if p.is_file()}):

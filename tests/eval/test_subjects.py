@@ -65,6 +65,22 @@ def test_columns_are_ways_of_reading(model: Fwd2BotModel, shown: tuple[Path, lis
     assert not np.allclose(whole, seen.reader(UNCOMPRESSED).score([1, 1, 1], ASKED, SAID)[0])
 
 
+def test_scores_are_of_both_passes(tmp_path: Path) -> None:
+    """A run is not gone on with by a model that answers otherwise, though it would write the same index."""
+
+    def saved(**settings: str) -> Fwd2BotModel:
+        base, processor = tiny_models.build("llava")
+        torch.manual_seed(0)
+        config = CompressorConfig(num_summary_tokens=8, adapters="none", **settings)
+        folder = tmp_path / str(len(settings))
+        Fwd2BotModel.from_base(base, processor, config, lora=None).save_pretrained(folder)
+        return Fwd2BotModel.from_pretrained(folder, device="cpu")
+
+    one, other = saved(), saved(matching_prompt="is {text} there?")
+    assert one.fingerprint == other.fingerprint
+    assert Fwd2BotSubject(one).fingerprint != Fwd2BotSubject(other).fingerprint
+
+
 def test_order_of_questions_changes_nothing(
     model: Fwd2BotModel, shown: tuple[Path, list[Picture]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
