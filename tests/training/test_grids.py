@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from fwd2bot_eval.tasks.vqa_base import as_asked
 from fwd2bot_index.errors import InputError
 from fwd2bot_training.config import SourceConfig
 from fwd2bot_training.data import open_source
@@ -159,3 +160,10 @@ def _parsed(question: str) -> Chain | None:
         said = said.removeprefix(step).strip()
     target = said.removeprefix("a ").removesuffix(" shape")
     return Chain(subject=subject, steps=tuple(steps), target=target) if target in COLORS else None
+
+
+def test_questions_are_asked_as_those_of_shapes_are() -> None:
+    """By the benchmark's own tidying, which is training's."""
+    asked = [s.prompt for s in GridSource().example(0, np.random.default_rng(0), step=0).segments[:-1]]
+    assert asked
+    assert [as_asked(question.removesuffix("?")) for question in asked] == asked

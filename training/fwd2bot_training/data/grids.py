@@ -77,7 +77,9 @@ class GridSource:
         if self.held_out:
             rng = np.random.default_rng([*b"held-out grids", index])
         grid = sample_grid(rng)
-        asked = [Segment(prompt=str(c), answer="yes" if c.holds(grid) else "no", kind="grid") for c in ask(grid, rng)]
+        asked = [
+            Segment(prompt=asked_as(c), answer="yes" if c.holds(grid) else "no", kind="grid") for c in ask(grid, rng)
+        ]
         return Example(
             image=render(grid, rng),
             segments=(*asked, Segment(prompt=DESCRIBE, answer=describe(grid), kind="describe grid")),
@@ -87,7 +89,12 @@ class GridSource:
         for _ in range(TEXTS_SAMPLED):
             grid = sample_grid(rng)
             yield describe(grid)
-            yield from (str(chain) for chain in ask(grid, rng))
+            yield from (asked_as(chain) for chain in ask(grid, rng))
+
+
+def asked_as(chain: Chain) -> str:
+    """With the question mark that SHAPES' own questions, which have none, are given when they are read (`texts.py`)."""
+    return f"{chain}?"
 
 
 def sample_grid(rng: Rng) -> Grid:
