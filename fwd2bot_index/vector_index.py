@@ -51,6 +51,8 @@ DEPTHS: Final = (10, 100)
 
 _ROWS_AT_ONCE: Final = 65_536
 """FAISS takes float32 only: float16 is widened piece by piece, not all at once."""
+_WIDE: Final = 8192
+"""And widened to float64 in smaller ones."""
 _QUERIES: Final = 128
 """Of each kind, to calibrate with."""
 _MIXED: Final = (1, 2, 4)
@@ -209,8 +211,7 @@ class _NumpyScan:
         return len(self.embeddings)
 
     def nearest(self, query: Float32, k: int, allowed: Bool | None) -> tuple[Float32, Int64]:
-        products = [query @ rows.T for rows in _widened(self.embeddings)]
-        scores = np.concatenate(products, axis=1)
+        scores = np.concatenate([_products(query, rows) for rows in _widened(self.embeddings)], axis=1)
         if allowed is not None:
             scores[:, ~allowed] = -np.inf
         rows = np.argpartition(-scores, k - 1, axis=1)[:, :k].astype(np.int64)
@@ -381,7 +382,7 @@ def rescored(query: Float32, rows: Int64, vectors: Callable[[Int64], Embeddings]
         embeddings = np.asarray(vectors(unique), np.float32)
         for i, (one, found) in enumerate(zip(query, rows, strict=True)):
             there = found >= 0
-            scores[i, there] = embeddings[np.searchsorted(unique, found[there])] @ one
+            scores[i, there] = _products(one[None], embeddings[np.searchsorted(unique, found[there])])
     return rows, scores
 
 
@@ -530,6 +531,17 @@ def _widened(embeddings: Embeddings) -> Iterator[Float32]:
         if not np.isfinite(rows).all():
             raise ValueError("embeddings must be finite")
         yield rows
+
+
+def _products(query: Float32, rows: Float32) -> Float32:
+    """[Q, N]. BLAS adds in another order at the edge of a matrix, on some processors, so equal rows would differ in the
+    last bit of float32, and copies of a picture would come in any order. What float64 leaves of that is rounded off.
+    """
+    products = np.empty((len(query), len(rows)), np.float32)
+    for start in range(0, len(rows), _WIDE):
+        piece = slice(start, start + _WIDE)
+        products[:, piece] = query.astype(np.float64) @ rows[piece].T.astype(np.float64)
+    return products
 
 
 def _checked(query: Float32, dim: int, k: int) -> Float32:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -157,6 +158,23 @@ def test_numpy_does_what_faiss_does(monkeypatch: pytest.MonkeyPatch) -> None:
     assert vector_index.engine() == "numpy (faiss cannot be imported: RuntimeError: no CUDA runtime)"
     with pytest.raises(ValueError, match="no CUDA runtime"):
         build("ivf", lambda: iter([embeddings]), rows=300, dim=16)
+
+
+@pytest.mark.parametrize("core", ["Haswell", "SkylakeX"])  # OpenBLAS adds in other orders for each
+def test_copies_come_in_the_order_of_rows_without_faiss_on_any_processor(core: str) -> None:
+    code = (
+        "import numpy as np; from fwd2bot_index import vector_index as v; v.faiss = None\n"
+        "draw = np.random.default_rng(2); e = draw.normal(size=(3, 16)).astype('f2')[np.arange(300) % 3]\n"
+        "q = draw.normal(size=(9, 16)).astype('f4'); first = v.ExactIndex(e).search(q, 7)[0]\n"
+        "assert (np.diff(first) == 3).all() and (first[:, 0] < 3).all(), first\n"
+        "scores = v.rescored(q, np.tile(np.arange(300), (9, 1)), lambda rows: e[rows])[1]\n"
+        "assert (scores.reshape(9, 100, 3) == scores[:, None, :3]).all(), scores"
+    )
+    environment = {**os.environ, "OPENBLAS_CORETYPE": core}
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_faiss_that_cannot_be_imported_is_done_without(tmp_path: Path) -> None:
