@@ -33,10 +33,10 @@ SMALL_LLAVA = "small-llava"
 
 Objective = Literal["double-pass", "single-pass", "lvlm", "words"]
 Compressor = Literal["llm", "pooling", "resampler"]
-SourceKind = Literal["scenes", "grids", "parquet", "conversations", "webdataset", "folder", "datasets"]
+SourceKind = Literal["scenes", "grids", "boxes", "parquet", "conversations", "webdataset", "folder", "datasets"]
 
 _ROWS = re.compile(r"\d+:\d+")
-DRAWN: tuple[SourceKind, ...] = ("scenes", "grids")
+DRAWN: tuple[SourceKind, ...] = ("scenes", "grids", "boxes")
 """Sources that draw their pictures."""
 
 
@@ -152,8 +152,8 @@ class SourceConfig:
     name: str = _required("label in logs and reports")
     kind: SourceKind = key(
         "parquet",
-        "`scenes`: drawn pictures, no data needed; `grids`: drawn look-alikes of SHAPES, likewise; `parquet`: an image "
-        "column with captions, qa or word; "
+        "`scenes`: drawn pictures, no data needed; `grids`, `boxes`: drawn look-alikes of SHAPES and "
+        "of NLVR, likewise; `parquet`: an image column with captions, qa or word; "
         "`conversations`: LLaVA-style JSON; `webdataset`: tars; `folder`: pictures with captions in metadata.jsonl, "
         "metadata.csv or NAME.txt; `datasets`: a Hugging Face dataset (saved folder or hub id)",
     )
@@ -184,9 +184,7 @@ class SourceConfig:
             raise InputError(f"{where} needs a weight above 0 and a batch_factor of at least 1.")
         if self.kind not in DRAWN and not self.path:
             raise InputError(f"{where} needs a path.")
-        foreign = {"scenes": ("images", "crop"), "grids": ("images", "crop"), "conversations": ()}.get(
-            self.kind, ("images",)
-        )
+        foreign = ("images", "crop") if self.kind in DRAWN else () if self.kind == "conversations" else ("images",)
         if ignored := [n for n in foreign if getattr(self, n)]:
             raise InputError(f"{where}: {ignored[0]} means nothing to the kind {self.kind!r}.")
         if self.rows and self.kind != "parquet":

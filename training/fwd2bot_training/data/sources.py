@@ -7,6 +7,7 @@ from typing import Literal, assert_never
 
 from fwd2bot_index.errors import InputError
 from fwd2bot_training.config import DRAWN, SourceConfig
+from fwd2bot_training.data.boxes import BoxSource
 from fwd2bot_training.data.conversations import ConversationSource
 from fwd2bot_training.data.example import Source
 from fwd2bot_training.data.folder import open_folder
@@ -51,6 +52,8 @@ def open_source(
             )
         case "grids":
             return GridSource(name=config.name, held_out=config.split == "val")
+        case "boxes":
+            return BoxSource(name=config.name, held_out=config.split == "val")
         case "parquet":
             return ParquetSource(config, find_files(config, root, suffixes={".parquet"}), routing)
         case "conversations":
