@@ -476,6 +476,7 @@ class _Run:
                 return
             raise InputError(self._nothing_usable())
         gone = [*changes.gone, *changes.forgotten]
+        store.hand_on(changes.gone)
         store.remove(gone)
         if changes.archives:
             rows = [

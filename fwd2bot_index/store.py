@@ -45,7 +45,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
-from functools import partial
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any, Final, Literal, Self, TypeAlias, TypeVar, get_args
 
@@ -588,6 +588,40 @@ class IndexStore:
         """
         changed = columns.append_column(pa.field("uri", pa.string(), nullable=False), uris)
         or_write_error(self.place, lambda: _update(self._images, changed))
+
+    def hand_on(self, uris: Sequence[str]) -> None:
+        """Before these files are removed: what the user's columns say of one goes to a file of the same content of
+        which they say nothing, as its new name is. Where there is none, or it is done already, nothing is written.
+
+        Raises:
+            IndexWriteError: nothing was changed.
+        """
+        names = list(self.user_columns())
+        if not uris or not names:
+            return
+        known = self.known_files()
+        goes = pc.is_in(known.uri, value_set=pa.array(uris, pa.string()))
+        stays = pc.and_(pc.invert(goes), pc.is_in(known.id, value_set=known.id.filter(goes).drop_null()))
+        goes = pc.and_(goes, pc.is_in(known.id, value_set=known.id.filter(stays)))
+        if not pc.any(goes).as_py():
+            return
+        said, says_something = self._said(known.uri.filter(goes), names)
+        heirs, has_something = self._said(known.uri.filter(stays), names)
+        said, heirs = said.filter(says_something), heirs.filter(pc.invert(has_something))
+        of: dict[str, list[int]] = {}
+        for row, id_ in enumerate(said.column("id").to_pylist()):
+            of.setdefault(id_, []).append(row)
+        left = [of.get(id_) for id_ in heirs.column("id").to_pylist()]
+        rows = pa.array([rows and (rows.pop(0) if len(rows) > 1 else rows[0]) for rows in left], pa.int64())
+        if rows.null_count < len(rows):
+            self.write_columns(heirs.column("uri").filter(rows.is_valid()), said.select(names).take(rows.drop_null()))
+
+    def _said(self, uris: Any, names: Sequence[str]) -> tuple[Any, Any]:
+        """The uri, id and user columns of these files, by name, and a mask of those of which anything is said."""
+        chunks = _chunks(uris.to_pylist())
+        scans = [self._scan(self._images, columns=["uri", "id", *names], filter=_is_in("uri", c)) for c in chunks]
+        table = pa.concat_tables(scans).sort_by("uri")
+        return table, reduce(pc.or_, [pc.is_valid(table.column(name)) for name in names])
 
     def annotations(self) -> dict[str, Annotation]:
         """What is asked in which column.

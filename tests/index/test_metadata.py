@@ -233,6 +233,52 @@ def test_columns_survive_changes_of_the_file(corpus: Corpus) -> None:
     assert corpus.values("red.png", "blue.png", "new.png") == [{"year": 2020}, {"year": 2021}, {"year": None}]
 
 
+def test_columns_go_with_a_file_that_is_renamed(corpus: Corpus) -> None:
+    corpus.index(table(corpus.photos / "m.csv", "path,year,note\nred.png,2020,\nsub/green.png,2021,x\n"))
+    (corpus.photos / "red.png").rename(corpus.photos / "scarlet.png")
+    (corpus.photos / "sub").rename(corpus.photos / "down")
+    (corpus.photos / "m.csv").unlink()
+    report = corpus.index()
+    assert (report.renamed, report.removed) == (2, 0)
+    said = [{"year": 2020, "note": None}, {"year": 2021, "note": "x"}, {"year": None, "note": None}]
+    assert corpus.values("scarlet.png", "down/green.png", "blue.png") == said
+    before = corpus.versions()
+    assert corpus.index().unchanged == 3
+    assert corpus.versions() == before
+
+
+def test_what_is_said_of_copies_is_said_of_their_new_names(corpus: Corpus) -> None:
+    write(corpus.photos, {"a.png": plain(RED), "b.png": plain(RED)})
+    corpus.index(table(corpus.photos / "m.csv", "path,year\na.png,1\nb.png,2\n"))
+    (corpus.photos / "a.png").rename(corpus.photos / "y.png")
+    (corpus.photos / "b.png").rename(corpus.photos / "z.png")
+    (corpus.photos / "red.png").unlink()  # of which nothing is said
+    corpus.index()
+    assert corpus.values("y.png", "z.png") == [{"year": 1}, {"year": 2}]
+
+
+def test_a_new_name_keeps_what_is_said_of_it(corpus: Corpus) -> None:
+    corpus.index(table(corpus.photos / "m.csv", "path,year,note\nred.png,2020,x\nblue.png,2021,y\n"))
+    (corpus.photos / "red.png").rename(corpus.photos / "scarlet.png")
+    (corpus.photos / "m.csv").unlink()
+    write(corpus.photos, {"azure.png": plain(BLUE)})  # a copy, beside which blue.png stays
+    corpus.index(table(corpus.photos / "n.csv", "path,year\nscarlet.png,1999\n"))
+    assert corpus.values("scarlet.png", "azure.png") == [{"year": 1999, "note": "x"}, {"year": None, "note": None}]
+
+
+def test_an_interrupted_renaming_goes_on(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    corpus.index(table(corpus.photos / "m.csv", "path,year\nred.png,2020\n"))
+    (corpus.photos / "red.png").rename(corpus.photos / "scarlet.png")
+    with monkeypatch.context() as patch:
+        patch.setattr(IndexStore, "hand_on", lambda *_: pytest.fail("the run is cut off"))
+        with pytest.raises(pytest.fail.Exception):
+            corpus.index()
+    assert corpus.values("scarlet.png", "red.png") == [{"year": None}, {"year": 2020}]
+    corpus.index()
+    assert corpus.values("scarlet.png", "red.png") == [{"year": 2020}, {"year": None}]
+    assert len(corpus.store.embeddings()) == 3
+
+
 def test_types_that_fit_and_types_that_do_not(corpus: Corpus) -> None:
     corpus.index(table(corpus.photos / "m.csv", "path,score\nred.png,0.5\n"))
     corpus.index(table(corpus.photos / "m.csv", "path,score\nblue.png,2\n"))
