@@ -34,14 +34,16 @@ TALLEST: Final = 4
 MOST: Final = 8
 TOWERS: Final = 0.55
 """Share of the pictures, as in NLVR."""
-STATEMENTS: Final = 9
+QUESTIONS: Final = 10
+COUNTED: Final = 0.4
+"""Of what can be said with a number: how often it is asked for instead. Yes or no alone teaches too slowly (LOG.md)."""
 TEXTS_SAMPLED: Final = 1500
 _AT_A_WALL: Final = 0.3
 _OFF_A_WALL: Final = 3
 """Pixels at least between a wall and what does not touch it, so that the picture shows the difference."""
 _TRIES: Final = 40
 _OVERSAMPLED: Final = 2
-_WORDS: Final = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight")
+_WORDS: Final = ("none", "one", "two", "three", "four", "five", "six", "seven", "eight")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,8 +70,9 @@ Box: TypeAlias = tuple[Thing, ...]
 Boxes: TypeAlias = tuple[Box, ...]
 Clause: TypeAlias = tuple[str, Callable[[Box], bool]]
 """What is said of a box or tower, after "with", and whether it holds."""
-Statement: TypeAlias = tuple[str, Callable[[Boxes], bool | None]]
-"""And whether it is true of a picture; None: it says something of what is not there, or is there twice."""
+Asked: TypeAlias = tuple[str, Callable[[Boxes], bool | int | None]]
+"""A statement and whether it is true of a picture, or "how many ... are there?" and the number; None: it speaks of what
+is not there, or there twice, or more often than there are words for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,18 +92,14 @@ class BoxSource:
         if self.held_out:
             rng = np.random.default_rng([*b"held-out boxes", index])
         boxes = sample_boxes(rng)
-        asked = [
-            Segment(prompt=_asked_as(text), answer="yes" if true else "no", kind="boxes")
-            for text, true in ask(boxes, rng)
-        ]
+        asked = (_segment(text, answer) for text, answer in ask(boxes, rng))
         return Example(image=render(boxes), segments=(*asked, _described(boxes, rng)))
 
     def texts(self, rng: Rng) -> Iterator[str]:
         for _ in range(TEXTS_SAMPLED):
             boxes = sample_boxes(rng)
-            yield from (_asked_as(text) for text, _ in ask(boxes, rng))
-            described = _described(boxes, rng)
-            yield f"{described.prompt}\n{described.answer}"
+            segments = (*(_segment(text, answer) for text, answer in ask(boxes, rng)), _described(boxes, rng))
+            yield from (f"{s.prompt}\n{s.answer}" for s in segments)
 
 
 # ---- pictures
@@ -176,24 +175,27 @@ def _scattered(rng: Rng) -> Box:
 # ---- statements
 
 
-def ask(boxes: Boxes, rng: Rng) -> list[tuple[str, bool]]:
-    """Up to `STATEMENTS` different statements and whether they are true. Only what a second picture of the kind would
-    answer otherwise is asked: so each text is as often true as false, and the answer does not follow from it."""
+def ask(boxes: Boxes, rng: Rng) -> list[tuple[str, bool | int]]:
+    """Up to `QUESTIONS` different statements and questions, with the answers. Only what a second picture of the kind
+    would answer otherwise is asked: so each statement is as often true as false, and no text tells its answer."""
     towers = are_towers(boxes)
     other, forms = sample_boxes(rng, towers=towers), _OF_TOWERS if towers else _OF_THINGS
-    found: dict[str, bool] = {}
-    for _ in range(_TRIES * STATEMENTS):
-        text, holds = forms[int(rng.integers(len(forms)))](rng)
-        here, there = holds(boxes), holds(other)
-        if here is not None and there is not None and here is not there:
+    found: dict[str, bool | int] = {}
+    for _ in range(_TRIES * QUESTIONS):
+        text, answer = forms[int(rng.integers(len(forms)))](rng)
+        here, there = answer(boxes), answer(other)
+        if here is not None and there is not None and here != there:
             found[text] = here
-        if len(found) == STATEMENTS:
+        if len(found) == QUESTIONS:
             break
     return list(found.items())
 
 
-def _asked_as(text: str) -> str:
-    return MATCHING_PROMPT.replace("{text}", text)
+def _segment(text: str, answer: bool | int) -> Segment:
+    if isinstance(answer, bool):
+        prompt = MATCHING_PROMPT.replace("{text}", text)
+        return Segment(prompt=prompt, answer="yes" if answer else "no", kind="boxes")
+    return Segment(prompt=text, answer=_WORDS[answer], kind="count boxes")
 
 
 def _described(boxes: Boxes, rng: Rng) -> Segment:
@@ -210,8 +212,10 @@ def _described(boxes: Boxes, rng: Rng) -> Segment:
     return Segment(prompt=f"what is in the {NAMES[place]} box?", answer=answer, kind="describe boxes")
 
 
-def _there(one: str, many: str, rng: Rng, count: Callable[[Boxes], int]) -> Statement:
-    """ "there is a ...", "there are exactly two ...", of what ``count`` counts."""
+def _there(one: str, many: str, rng: Rng, count: Callable[[Boxes], int]) -> Asked:
+    """ "there is a ...", "there are exactly two ...", "how many ... are there?", of what ``count`` counts."""
+    if rng.random() < COUNTED:
+        return f"how many {many} are there?", lambda boxes: n if (n := count(boxes)) < len(_WORDS) else None
     number = int(rng.choice(5, p=(0.06, 0.44, 0.3, 0.14, 0.06)))
     if number == 0:
         return f"there is no {one}", lambda boxes: count(boxes) == 0
@@ -229,7 +233,7 @@ def _boxes_with(clause: Clause) -> Callable[[Boxes], int]:
     return lambda boxes: sum(map(clause[1], boxes))
 
 
-def _of_towers(rng: Rng) -> Statement:
+def _of_towers(rng: Rng) -> Asked:
     clause = _tower_clause(rng)
     text, count = clause[0], _boxes_with(clause)
     if rng.random() < 0.1:
@@ -279,7 +283,7 @@ def _tower_clause(rng: Rng) -> Clause:
             return f"a {color} block as the second block", lambda b: len(b) > 1 and b[1].color == color
 
 
-def _blocks_at_an_end(rng: Rng) -> Statement:
+def _blocks_at_an_end(rng: Rng) -> Asked:
     color, (end, where) = _one(COLORS, rng), _end(rng)
     number = int(rng.integers(2, TALLEST))
     least = rng.random() < 0.6
@@ -291,7 +295,7 @@ def _blocks_at_an_end(rng: Rng) -> Statement:
     return _there(f"{color} block {of}", f"{color} blocks {of}", rng, count)
 
 
-def _blocks(rng: Rng) -> Statement:
+def _blocks(rng: Rng) -> Asked:
     color, other = _one(COLORS, rng), _one(COLORS, rng)
     if rng.random() < 0.5:
         return _there(
@@ -306,7 +310,7 @@ def _blocks(rng: Rng) -> Statement:
     )
 
 
-def _the_tower(rng: Rng) -> Statement:
+def _the_tower(rng: Rng) -> Asked:
     color, (end, where) = _one(COLORS, rng), _end(rng)
     height = int(rng.integers(1, TALLEST + 1))
     number, blocks = _WORDS[height], "block" if height == 1 else "blocks"
@@ -325,7 +329,7 @@ def _the_tower(rng: Rng) -> Statement:
     return text, holds
 
 
-def _towers_alike(rng: Rng) -> Statement:
+def _towers_alike(rng: Rng) -> Asked:
     what, of = _pick(
         {"height": len, "base color": lambda b: b[0].color, "color at the top": lambda b: b[-1].color}, rng
     )
@@ -389,7 +393,7 @@ def _touching(rng: Rng) -> tuple[str, Callable[[Thing], bool]]:
             return f"{touching} {corner}", lambda t: len(t.walls) > 1
 
 
-def _things(rng: Rng) -> Statement:
+def _things(rng: Rng) -> Asked:
     kind = _kind(rng)
     where, fits = _touching(rng) if rng.random() < 0.75 else ("", lambda t: True)
     return _there(
@@ -400,7 +404,7 @@ def _things(rng: Rng) -> Statement:
     )
 
 
-def _of_boxes(rng: Rng) -> Statement:
+def _of_boxes(rng: Rng) -> Asked:
     clause = _box_clause(rng)
     text, count = clause[0], _boxes_with(clause)
     noun = _one(("box", "box", "grey box"), rng)
@@ -464,7 +468,7 @@ def _box_clause(rng: Rng) -> Clause:
             )
 
 
-def _of_all(rng: Rng) -> Statement:
+def _of_all(rng: Rng) -> Asked:
     kind, wall = _kind(rng), _one(("the wall", "the edge", "any edge"), rng)
     match int(rng.integers(4)):
         case 0:
