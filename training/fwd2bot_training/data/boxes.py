@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from fwd2bot_index.config import MATCHING_PROMPT
-from fwd2bot_training.data.example import Example, Rng, Segment
+from fwd2bot_training.data.example import Endless, Example, Rng, Segment
 
 COLORS: Final = {"black": (0, 0, 0), "blue": (0, 153, 255), "yellow": (255, 255, 0)}
 SHAPES: Final = ("circle", "square", "triangle")
@@ -36,7 +36,7 @@ TOWERS: Final = 0.55
 """Share of the pictures, as in NLVR."""
 QUESTIONS: Final = 10
 COUNTED: Final = 0.4
-"""Of what can be said with a number: how often it is asked for instead. Yes or no alone teaches too slowly (LOG.md)."""
+"""Of what can be said with a number: how often it is asked for instead, as yes or no tells little."""
 TEXTS_SAMPLED: Final = 1500
 _AT_A_WALL: Final = 0.3
 _OFF_A_WALL: Final = 3
@@ -76,17 +76,11 @@ is not there, or there twice, or more often than there are words for."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class BoxSource:
+class BoxSource(Endless):
     """Fresh boxes, whatever ``index`` is. With ``held_out`` the boxes of ``index``, the same for ever."""
 
     name: str = "boxes"
     held_out: bool = False
-
-    def __len__(self) -> int:
-        return 0
-
-    def length(self, index: int) -> int:
-        return 0
 
     def example(self, index: int, rng: Rng, *, step: int) -> Example:
         if self.held_out:

@@ -91,6 +91,16 @@ class Source(Protocol):
         ...
 
 
+class Endless:
+    """What a source that draws its pictures says as a :class:`Source`."""
+
+    def __len__(self) -> int:
+        return 0
+
+    def length(self, index: int) -> int:
+        return 0
+
+
 @runtime_checkable
 class Paired(Protocol):
     """An endless source that can draw two examples which belong together."""

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw
 
-from fwd2bot_training.data.example import DESCRIBE, Example, Rng, Segment
+from fwd2bot_training.data.example import DESCRIBE, Endless, Example, Rng, Segment
 
 COLORS = ("red", "green", "blue")
 SHAPES = ("circle", "square", "triangle")
@@ -61,17 +61,11 @@ class Chain:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GridSource:
+class GridSource(Endless):
     """Fresh grids, whatever ``index`` is. With ``held_out`` the grid of ``index``, the same for ever."""
 
     name: str = "grids"
     held_out: bool = False
-
-    def __len__(self) -> int:
-        return 0
-
-    def length(self, index: int) -> int:
-        return 0
 
     def example(self, index: int, rng: Rng, *, step: int) -> Example:
         if self.held_out:

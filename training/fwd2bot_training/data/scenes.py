@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fwd2bot_index import scenes
-from fwd2bot_training.data.example import DESCRIBE, Example, Region, Rng, Segment
+from fwd2bot_training.data.example import DESCRIBE, Endless, Example, Region, Rng, Segment
 
 BUDGET = 10
 """Questions plus objects: a description grows with the objects, so this keeps the rows of a batch equally long."""
@@ -20,7 +20,7 @@ NEGATIVE_WEIGHTS = {"swap_relation": 4.0, "swap_attribute": 2.0}
 
 
 @dataclass(frozen=True, kw_only=True)
-class SceneSource:
+class SceneSource(Endless):
     """Fresh scenes, whatever ``index`` is. With ``held_out`` the scene of ``index``, the same for ever."""
 
     name: str = "scenes"
@@ -43,12 +43,6 @@ class SceneSource:
     """Scenes grow from one object to all over this many steps: a model from scratch learns to look at one object in a
     few hundred steps, and at six not in a thousand. 0: all from the start."""
     held_out: bool = False
-
-    def __len__(self) -> int:
-        return 0
-
-    def length(self, index: int) -> int:
-        return 0
 
     @property
     def paired(self) -> bool:
