@@ -208,6 +208,22 @@ def test_parameters_that_nothing_trains_are_named(tmp_path: Path, capsys: pytest
     assert "no gradient" not in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("capability", "precision"), [("AVX2", "bfloat16"), ("AVX2", "float32"), ("AVX512", "bfloat16")]
+)
+def test_a_processor_without_bfloat16_is_told_of(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capability: str,
+    precision: str,
+) -> None:
+    monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: capability)
+    make(tmp_path, steps=1, precision=precision).run()
+    warned = "no instructions for bfloat16" in capsys.readouterr().err
+    assert warned == ((capability, precision) == ("AVX2", "bfloat16"))
+
+
 def test_a_batch_must_be_shared_out_evenly(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"train\.batch_size = 8 must be a multiple of the 3 processes"):
         make(tmp_path, parts={"processes": Processes(size=3)})

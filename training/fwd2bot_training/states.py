@@ -27,12 +27,14 @@ from safetensors.torch import load_file, save_file
 from fwd2bot_index.errors import InputError
 from fwd2bot_training.config import TrainConfig
 from fwd2bot_training.distributed import fill, whole
+from fwd2bot_training.muon import FullPrecisionMuon
 from fwd2bot_training.stepping import Stepper
 
 _PREFIX = "state-"
 _MOMENTS: dict[type[torch.optim.Optimizer], tuple[str, ...]] = {
     torch.optim.AdamW: ("step", "exp_avg", "exp_avg_sq"),
     torch.optim.Muon: ("momentum_buffer",),
+    FullPrecisionMuon: ("momentum_buffer",),
 }
 _FIXED = ("seed", "optimizer", "batch_size")
 """Settings that a resumed run may not change: it would be neither the one run nor the other."""

@@ -33,6 +33,7 @@ from torch.distributed.tensor import DTensor
 from fwd2bot_index.errors import Fwd2BotError, InputError
 from fwd2bot_training.config import TrainConfig
 from fwd2bot_training.distributed import Parallel, clear_unused, clip, in_layer
+from fwd2bot_training.muon import FullPrecisionMuon
 
 if TYPE_CHECKING:
     from fwd2bot_training.objectives import Batch, Outputs
@@ -308,5 +309,8 @@ def _make_optimizers(
     if others := of(False):
         optimizers.append(torch.optim.AdamW(others, lr=train.lr, betas=(0.9, 0.98), fused=True))
     if hidden_matrices := of(True):
-        optimizers.append(torch.optim.Muon(hidden_matrices, lr=train.lr, adjust_lr_fn="match_rms_adamw"))
+        if train.precision == "float32":
+            optimizers.append(FullPrecisionMuon(hidden_matrices, lr=train.lr))
+        else:
+            optimizers.append(torch.optim.Muon(hidden_matrices, lr=train.lr, adjust_lr_fn="match_rms_adamw"))
     return optimizers

@@ -172,6 +172,7 @@ class Trainer:
         """
         self.parallel.objective.train()
         if self.processes.rank == 0:
+            self._warn_of_emulation()
             self.watch.start(self.step, self._pending)
         try:
             with _Signals() as signals:
@@ -258,6 +259,15 @@ class Trainer:
         if self.validate is not None:
             with self.parallel.evaluating():
                 self.validate(self.step)
+
+    def _warn_of_emulation(self) -> None:
+        emulated = self.processes.device.type == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX2"
+        if self.train.precision == "bfloat16" and emulated:
+            print(
+                "warning: this processor has no instructions for bfloat16 and takes many times as long for it; "
+                "set train.precision = 'float32'.",
+                file=sys.stderr,
+            )
 
     def _warn_of_idle_parameters(self) -> None:
         if (names := self.check_gradients()) and self.processes.rank == 0:
