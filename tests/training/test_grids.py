@@ -14,6 +14,7 @@ from fwd2bot_index.errors import InputError
 from fwd2bot_training.config import SourceConfig
 from fwd2bot_training.data import open_source
 from fwd2bot_training.data.grids import (
+    ASKED_WHERE,
     CELL,
     COLORS,
     SHAPES,
@@ -23,6 +24,7 @@ from fwd2bot_training.data.grids import (
     Grid,
     GridSource,
     ask,
+    ask_where,
     describe,
     render,
     sample_grid,
@@ -85,8 +87,27 @@ def test_half_of_the_questions_hold() -> None:
         asked = ask(grid, rng)
         assert len(set(asked)) == len(asked)
         answers += [c.holds(grid) for c in asked]
-    assert len(answers) > 800
+    assert len(answers) > 600
     assert abs(np.mean(answers) - 0.5) < 0.03
+
+
+def test_where_a_chain_leads_to() -> None:
+    chain = Chain(subject="green", steps=("above", "above"), target="blue")
+    assert chain.led_to(GRID) == chain.found(GRID) == [(0, 1)]
+    assert Chain(subject="red", steps=("above", "above"), target="blue").found(GRID) == []
+    # a place outside may lie in the middle of a chain, but is no answer
+    assert Chain(subject="red", steps=("below", "above"), target="red").led_to(GRID) == [(0, 0)]
+    assert Chain(subject="red", steps=("above",), target="red").led_to(GRID) == []
+    asked: dict[str, str] = {}
+    for seed in range(1500):
+        asked.update(ask_where(GRID, np.random.default_rng(seed)))
+    assert asked["where is above a blue shape?"] == "middle center"
+    assert asked["where is below a circle?"] == "middle left"
+    assert asked["where is left of a square?"] == "top left"
+    assert asked["where is a red shape left of a square?"] == "top left"
+    assert asked["where is a blue shape left of a square?"] == "nowhere"
+    assert asked["where is a blue shape a circle?"] == "bottom center"
+    assert asked["where is left of right of a circle?"] == "top left, bottom center"
 
 
 def test_the_picture_shows_the_grid() -> None:
@@ -119,7 +140,10 @@ def test_as_a_source_of_training() -> None:
     assert isinstance(source, GridSource)
     one, other = (source.example(0, np.random.default_rng(seed), step=0) for seed in (1, 2))
     assert one.caption is None
-    assert {s.answer for s in one.segments[:-1]} == {"yes", "no"}
+    assert {s.answer for s in one.segments if s.kind == "grid"} == {"yes", "no"}
+    assert sum(s.kind == "where grid" for s in one.segments) == ASKED_WHERE
+    kinds = [source.example(0, np.random.default_rng(seed), step=0).segments[-1].kind for seed in range(200)]
+    assert 0.2 < np.mean([k == "describe grid" for k in kinds]) < 0.4
     assert one.segments != other.segments
     held_out = open_source(SourceConfig(name="g", kind="grids", split="val"), root=None)
     same = [held_out.example(5, np.random.default_rng(seed), step=0) for seed in (1, 2)]

@@ -38,8 +38,10 @@ TOWERS_TRAINED: Final = 0.8
 """Share of the pictures to learn from: things that lie scattered are a few pixels wide for the models that are trained
 here, which a picture of 400 pixels reaches at 96, and teach them little."""
 QUESTIONS: Final = 10
-COUNTED: Final = 0.4
+COUNTED: Final = 0.3
 """Of what can be said with a number: how often it is asked for instead, as yes or no tells little."""
+NAMED: Final = 0.25
+"""Of what can be said of some of the boxes: how often it is asked which."""
 TEXTS_SAMPLED: Final = 1500
 _AT_A_WALL: Final = 0.3
 _OFF_A_WALL: Final = 3
@@ -73,9 +75,10 @@ Box: TypeAlias = tuple[Thing, ...]
 Boxes: TypeAlias = tuple[Box, ...]
 Clause: TypeAlias = tuple[str, Callable[[Box], bool]]
 """What is said of a box or tower, after "with", and whether it holds."""
-Asked: TypeAlias = tuple[str, Callable[[Boxes], bool | int | None]]
-"""A statement and whether it is true of a picture, or "how many ... are there?" and the number; None: it speaks of what
-is not there, or there twice, or more often than there are words for."""
+Answer: TypeAlias = bool | int | str
+Asked: TypeAlias = tuple[str, Callable[[Boxes], Answer | None]]
+"""A statement and whether it is true of a picture, "how many ... are there?" and the number, or "which ... are there?"
+and the names; None: it speaks of what is not there, or there twice, or more often than there are words for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,12 +178,12 @@ def _scattered(rng: Rng) -> Box:
 # ---- statements
 
 
-def ask(boxes: Boxes, rng: Rng) -> list[tuple[str, bool | int]]:
+def ask(boxes: Boxes, rng: Rng) -> list[tuple[str, Answer]]:
     """Up to `QUESTIONS` different statements and questions, with the answers. Only what a second picture of the kind
     would answer otherwise is asked: so each statement is as often true as false, and no text tells its answer."""
     towers = are_towers(boxes)
     other, forms = sample_boxes(rng, towers=towers), _OF_TOWERS if towers else _OF_THINGS
-    found: dict[str, bool | int] = {}
+    found: dict[str, Answer] = {}
     for _ in range(_TRIES * QUESTIONS):
         text, answer = forms[int(rng.integers(len(forms)))](rng)
         here, there = answer(boxes), answer(other)
@@ -191,10 +194,12 @@ def ask(boxes: Boxes, rng: Rng) -> list[tuple[str, bool | int]]:
     return list(found.items())
 
 
-def _segment(text: str, answer: bool | int) -> Segment:
+def _segment(text: str, answer: Answer) -> Segment:
     if isinstance(answer, bool):
         prompt = MATCHING_PROMPT.replace("{text}", text)
         return Segment(prompt=prompt, answer="yes" if answer else "no", kind="boxes")
+    if isinstance(answer, str):
+        return Segment(prompt=text, answer=answer, kind="which boxes")
     return Segment(prompt=text, answer=_WORDS[answer], kind="count boxes")
 
 
@@ -229,20 +234,30 @@ def _there(one: str, many: str, rng: Rng, count: Callable[[Boxes], int]) -> Aske
     return text, lambda boxes: count(boxes) >= number if least else count(boxes) == number
 
 
-def _boxes_with(clause: Clause) -> Callable[[Boxes], int]:
-    return lambda boxes: sum(map(clause[1], boxes))
+def _there_with(one: str, many: str, rng: Rng, holds: Callable[[Box], bool]) -> Asked:
+    """The same of the boxes or towers of which ``holds``; also "which ... are there?"."""
+    if rng.random() < NAMED:
+        return (
+            f"which {many} are there?",
+            lambda boxes: ", ".join(n for n, b in zip(NAMES, boxes, strict=True) if holds(b)) or _WORDS[0],
+        )
+    return _there(one, many, rng, _boxes_with(holds))
+
+
+def _boxes_with(holds: Callable[[Box], bool]) -> Callable[[Boxes], int]:
+    return lambda boxes: sum(map(holds, boxes))
 
 
 def _of_towers(rng: Rng) -> Asked:
     clause = _tower_clause(rng)
-    text, count = clause[0], _boxes_with(clause)
+    text, count = clause[0], _boxes_with(clause[1])
     if rng.random() < 0.1:
         number = int(rng.integers(1, 4))
         return f"{_WORDS[number]} of the three towers has {text}", lambda boxes: count(boxes) == number
     if rng.random() < 0.1:
         return f"{_one(('all', 'all 3'), rng)} towers have {text}", lambda boxes: count(boxes) == len(boxes)
     verb = _one(("with", "with", "with", "having", "that has", "which has"), rng)
-    return _there(f"tower {verb} {text}", f"towers {verb} {text}", rng, count)
+    return _there_with(f"tower {verb} {text}", f"towers {verb} {text}", rng, clause[1])
 
 
 def _tower_clause(rng: Rng) -> Clause:
@@ -302,16 +317,24 @@ def _one_color(rng: Rng) -> Asked:
     blocks = f"{_WORDS[number]} {'block' if number == 1 else 'blocks'}"
     opening, of_height = _pick({"with": True, "with only": True, "": False}, rng)
     how = f" {opening} {blocks}" if of_height else ""
-    count = _boxes_with((how, lambda b: _colors(b) == {color} and (not of_height or len(b) == number)))
-    return _there(f"{color} tower{how}", f"{color} towers{how}", rng, count)
+    return _there_with(
+        f"{color} tower{how}",
+        f"{color} towers{how}",
+        rng,
+        lambda b: _colors(b) == {color} and (not of_height or len(b) == number),
+    )
 
 
 def _of_height(rng: Rng) -> Asked:
     """ "a three blocks tower with ..." """
     number, clause = int(rng.integers(2, TALLEST + 1)), _tower_clause(rng)
     which = f"{_WORDS[number]} blocks tower"
-    count = _boxes_with((which, lambda b: len(b) == number and clause[1](b)))
-    return _there(f"{which} with {clause[0]}", f"{which}s with {clause[0]}", rng, count)
+    return _there_with(
+        f"{which} with {clause[0]}",
+        f"{which}s with {clause[0]}",
+        rng,
+        lambda b: len(b) == number and clause[1](b),
+    )
 
 
 def _blocks_at_an_end(rng: Rng) -> Asked:
@@ -322,7 +345,7 @@ def _blocks_at_an_end(rng: Rng) -> Asked:
     if rng.random() < 0.4:
         how, number, least = "", 1, True
     of = f"as the {where} of a tower{how}"
-    count = _boxes_with((of, lambda b: b[end].color == color and _is(len(b), number, least)))
+    count = _boxes_with(lambda b: b[end].color == color and _is(len(b), number, least))
     return _there(f"{color} block {of}", f"{color} blocks {of}", rng, count)
 
 
@@ -445,7 +468,7 @@ def _things(rng: Rng) -> Asked:
 
 def _of_boxes(rng: Rng) -> Asked:
     clause = _box_clause(rng)
-    text, count = clause[0], _boxes_with(clause)
+    text, count = clause[0], _boxes_with(clause[1])
     noun = _one(("box", "box", "grey box"), rng)
     draw = rng.random()
     if draw < 0.1:
@@ -456,7 +479,7 @@ def _of_boxes(rng: Rng) -> Asked:
         return f"{_WORDS[number]} of the grey {square} contains {text}", lambda boxes: count(boxes) == number
     if draw < 0.7:
         return f"there is a {noun} with {text}", lambda boxes: count(boxes) > 0
-    return _there(f"{noun} with {text}", f"{noun}es with {text}", rng, count)
+    return _there_with(f"{noun} with {text}", f"{noun}es with {text}", rng, clause[1])
 
 
 def _box_clause(rng: Rng) -> Clause:

@@ -31,7 +31,11 @@ OCCUPIED = 0.83
 """Share of the cells that hold something; this, the sizes and the tones are those measured in SHAPES' pictures."""
 RADII = ((2.3, 3.0), (3.6, 4.2))
 LONGEST_CHAIN = 2
-QUESTIONS = 9
+QUESTIONS = 7
+ASKED_WHERE = 4
+"""Questions for the places that a chain leads to: yes or no tells little of them."""
+DESCRIBED = 0.3
+"""Share of the grids that are described, too: long, and soon learned."""
 TEXTS_SAMPLED = 500
 _OVERSAMPLED = 8
 
@@ -52,12 +56,20 @@ class Chain:
             return " ".join(["is", "a", _noun(self.subject), *self.steps, "a", _noun(self.target)])
         return f"is a {_noun(self.subject)} {self.target}"
 
-    def holds(self, grid: Grid) -> bool:
+    def led_to(self, grid: Grid) -> list[tuple[int, int]]:
+        """The places that lie so from a target, whatever stands there, in reading order."""
         places = {place for place, thing in grid.items() if self.target in thing}
         for step in reversed(self.steps):
             down, right = STEPS[step]
             places = {(row + down, column + right) for row, column in places}
-        return any(self.subject in grid.get(place, ()) for place in places)
+        return sorted(p for p in places if min(p) >= 0 and max(p) < SIDE)
+
+    def found(self, grid: Grid) -> list[tuple[int, int]]:
+        """Those of them where a subject stands."""
+        return [place for place in self.led_to(grid) if self.subject in grid.get(place, ())]
+
+    def holds(self, grid: Grid) -> bool:
+        return bool(self.found(grid))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,16 +86,17 @@ class GridSource(Endless):
         asked = [
             Segment(prompt=asked_as(c), answer="yes" if c.holds(grid) else "no", kind="grid") for c in ask(grid, rng)
         ]
-        return Example(
-            image=render(grid, rng),
-            segments=(*asked, Segment(prompt=DESCRIBE, answer=describe(grid), kind="describe grid")),
-        )
+        located = [Segment(prompt=text, answer=answer, kind="where grid") for text, answer in ask_where(grid, rng)]
+        described = rng.random() < DESCRIBED
+        whole = [Segment(prompt=DESCRIBE, answer=describe(grid), kind="describe grid")] if described else []
+        return Example(image=render(grid, rng), segments=(*asked, *located, *whole))
 
     def texts(self, rng: Rng) -> Iterator[str]:
         for _ in range(TEXTS_SAMPLED):
             grid = sample_grid(rng)
             yield describe(grid)
             yield from (asked_as(chain) for chain in ask(grid, rng))
+            yield from (text for text, _ in ask_where(grid, rng))
 
 
 def asked_as(chain: Chain) -> str:
@@ -110,9 +123,7 @@ def ask(grid: Grid, rng: Rng) -> list[Chain]:
     wanted[bool(rng.random() < 0.5)] += QUESTIONS % 2
     found: dict[Chain, None] = {}
     for _ in range(20 * QUESTIONS):
-        length = int(rng.choice(LONGEST_CHAIN + 1, p=(0.15, 0.4, 0.45)))
-        subject, target = (str(w) for w in rng.choice(COLORS + SHAPES, size=2))
-        chain = Chain(subject=subject, steps=tuple(str(s) for s in rng.choice(list(STEPS), size=length)), target=target)
+        chain = sample_chain(rng)
         holds = chain.holds(grid)
         if wanted[holds] and chain not in found:
             found[chain] = None
@@ -120,6 +131,26 @@ def ask(grid: Grid, rng: Rng) -> list[Chain]:
         if not any(wanted.values()):
             break
     return list(found)
+
+
+def ask_where(grid: Grid, rng: Rng) -> list[tuple[str, str]]:
+    """`ASKED_WHERE` questions with the places as answers: where a chain holds, or where it leads to."""
+    asked: list[tuple[str, str]] = []
+    for _ in range(ASKED_WHERE):
+        chain = sample_chain(rng)
+        if chain.steps and rng.random() < 0.5:
+            text = f"where is {' '.join(chain.steps)} a {_noun(chain.target)}?"
+            places = chain.led_to(grid)
+        else:
+            text, places = f"where {chain}?", chain.found(grid)
+        asked.append((text, ", ".join(f"{ROWS[row]} {COLUMNS[column]}" for row, column in places) or "nowhere"))
+    return asked
+
+
+def sample_chain(rng: Rng) -> Chain:
+    length = int(rng.choice(LONGEST_CHAIN + 1, p=(0.15, 0.4, 0.45)))
+    subject, target = (str(w) for w in rng.choice(COLORS + SHAPES, size=2))
+    return Chain(subject=subject, steps=tuple(str(s) for s in rng.choice(list(STEPS), size=length)), target=target)
 
 
 def describe(grid: Grid) -> str:
