@@ -3,9 +3,9 @@ pictures and statements of its kind, because its pictures are too few to learn t
 
 A picture is three boxes side by side, 400 x 100 pixels. In each box stands a tower of one to four blocks, or lie one to
 eight circles, squares and triangles, black, blue or yellow, of three sizes; some touch a wall. A statement is asked
-as the matching question, and is true or false. What its words mean was measured in the labels of NLVR's ``dev``: a bare
-number is exact ("there are 2 blue blocks", "there is 1 tower with ..."), "a" is at least one, and what is over a block
-lies on it.
+as the matching question, and is true or false; instead of some it is asked how many there are, or which. What the words
+mean was measured in the labels of NLVR's ``dev``: a bare number is exact ("there are 2 blue blocks", "there is 1 tower
+with ..."), "a" is at least one, and what is over a block lies on it.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ MOST: Final = 8
 TOWERS: Final = 0.55
 """Share of the pictures, as in NLVR; of the held-out ones."""
 TOWERS_TRAINED: Final = 0.8
-"""Share of the pictures to learn from: things that lie scattered are a few pixels wide for the models that are trained
-here, which a picture of 400 pixels reaches at 96, and teach them little."""
+"""Share of the pictures to learn from. At a resolution of 96, for 400, a small thing that lies scattered is 2.4 pixels
+wide, and was not learned (training/LOG.md, fourteenth session)."""
 QUESTIONS: Final = 10
 COUNTED: Final = 0.3
 """Of what can be said with a number: how often it is asked for instead, as yes or no tells little."""

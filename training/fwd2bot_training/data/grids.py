@@ -3,8 +3,8 @@ questions of its kind, because its training split asks only ten different questi
 
 A picture is a black 3 x 3 grid of 30 x 30 pixels whose cells hold a red, green or blue circle, square or triangle, or
 nothing. A question is a chain: "is a square left of above a circle" asks whether a square stands left of a place above
-a circle. Left of, right of, above and below mean the very next cell, whether or not it is empty, as in SHAPES' own
-answers (by test).
+a circle; some ask where, instead. Left of, right of, above and below mean the very next cell, whether or not it is
+empty, as in SHAPES' own answers (by test).
 """
 
 from __future__ import annotations
