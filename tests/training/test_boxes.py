@@ -218,6 +218,11 @@ ABOUT_THINGS = {
     "there is no blue triangle": True,
     "how many circles are there?": 2,
     "how many boxes with only black items are there?": 1,
+    "there is 1 yellow object closely touching left wall of a box": True,
+    "there is a triangle touching left wall of a box": False,
+    "there is a medium black square touching any edge": True,
+    "there is at least one medium circle": False,
+    "there is only 1 small blue item closely touching the wall": True,
     "which boxes with only black items are there?": "right",
     "which boxes with items of 2 different colors are there?": "left, middle",
 }

@@ -12,6 +12,7 @@ from toy_objective import CASES, WIDTH, ToyMixture, ToyObjective, gradients_of, 
 
 from fwd2bot_training.config import TrainConfig
 from fwd2bot_training.distributed import Parallel, Processes
+from fwd2bot_training.muon import FullPrecisionMuon
 from fwd2bot_training.stepping import Stepper, TrainingDivergedError, _seed, lr_at
 
 
@@ -139,6 +140,9 @@ def test_muon_steps_the_layers_matrices_and_every_parameter_has_one_optimizer() 
     assert sorted(names[p] for p in muon) == ["layers.0.linear.weight", "layers.1.linear.weight"]
     decay = {names[p]: g["weight_decay"] for o in stepper.optimizers for g in o.param_groups for p in g["params"]}
     assert {n for n, d in decay.items() if d} == {n for n in names.values() if n.endswith("weight") or n == "never"}
+    assert isinstance(stepper.optimizers[1], FullPrecisionMuon)
+    in_bfloat16 = _stepper(ToyObjective(), optimizer="muon", precision="bfloat16").optimizers[1]
+    assert type(in_bfloat16) is torch.optim.Muon
 
 
 def test_adapters_are_never_muons() -> None:
