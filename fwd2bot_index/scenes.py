@@ -145,11 +145,12 @@ def scene(seed: int, *, stream: str = "train") -> Scene:
     return sample_scene(np.random.default_rng([*stream.encode(), seed]))
 
 
-def sample_scene(rng: Rng, *, max_objects: int = MAX_OBJECTS) -> Scene:
-    """A random scene of 1 to ``max_objects`` objects that do not touch."""
+def sample_scene(rng: Rng, *, max_objects: int = MAX_OBJECTS, alike: bool = False) -> Scene:
+    """A random scene of 1 to ``max_objects`` objects that do not touch. ``alike``: of one or two colours and one or two
+    shapes, where others have two to five and two to four."""
     count = int(rng.integers(1, max_objects + 1))
-    colors = rng.choice(list(COLORS), size=int(rng.integers(2, 6)), replace=False)
-    shapes = rng.choice(SHAPES, size=int(rng.integers(2, 5)), replace=False)
+    colors = rng.choice(list(COLORS), size=int(rng.integers(1, 3) if alike else rng.integers(2, 6)), replace=False)
+    shapes = rng.choice(SHAPES, size=int(rng.integers(1, 3) if alike else rng.integers(2, 5)), replace=False)
     things: list[Thing] = []
     while len(things) < count:
         size = "small" if rng.random() < 0.55 else "large"
@@ -344,16 +345,28 @@ def _exist(scene: Scene, rng: Rng) -> Question | None:
 def _count(scene: Scene, rng: Rng) -> Question | None:
     kind = int(rng.integers(3))
     if kind == 0:
-        return Question(type="count", text="how many objects are there?", answer=str(len(scene.things)))
+        return _how_many(scene)
     some = scene.things[int(rng.integers(len(scene.things)))]
     if kind == 1:
-        color = some.color if rng.random() < 0.8 else str(rng.choice(list(COLORS)))
-        n = sum(t.color == color for t in scene.things)
-        return Question(type="count", text=f"how many {color} objects are there?", answer=str(n))
-    shape = some.shape if rng.random() < 0.8 else str(rng.choice(SHAPES))
-    n = sum(t.shape == shape for t in scene.things)
-    plural = shape + ("es" if shape.endswith("s") else "s")
-    return Question(type="count", text=f"how many {plural} are there?", answer=str(n))
+        return _how_many(scene, color=some.color if rng.random() < 0.8 else str(rng.choice(list(COLORS))))
+    return _how_many(scene, shape=some.shape if rng.random() < 0.8 else str(rng.choice(SHAPES)))
+
+
+def _how_many(scene: Scene, *, color: str | None = None, shape: str | None = None) -> Question:
+    what = f"{color} objects" if color else "objects"
+    if shape:
+        what = shape + ("es" if shape.endswith("s") else "s")
+    n = sum(color in (None, t.color) and shape in (None, t.shape) for t in scene.things)
+    return Question(type="count", text=f"how many {what} are there?", answer=str(n))
+
+
+def counts(scene: Scene) -> list[Question]:
+    """Every question of the type "count": about all objects, those of each colour and those of each shape."""
+    return [
+        _how_many(scene),
+        *(_how_many(scene, color=c) for c in COLORS),
+        *(_how_many(scene, shape=s) for s in SHAPES),
+    ]
 
 
 def _attribute(attribute: str, template: str) -> Callable[[Scene, Rng], Question | None]:

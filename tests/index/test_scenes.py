@@ -107,6 +107,22 @@ def test_known_answers(text: str, answer: str) -> None:
     assert asked[text] == answer
 
 
+def test_every_count_of_a_scene() -> None:
+    scene = Scene(things=(*PAIR.things, _thing("star", "red", 0.2, 0.8)), ground=0)
+    answers = {q.text: int(q.answer) for q in scenes.counts(scene)}
+    assert len(answers) == 1 + len(COLORS) + len(scenes.SHAPES)
+    assert {text: n for text, n in answers.items() if n} == {
+        "how many objects are there?": 3,
+        "how many red objects are there?": 2,
+        "how many blue objects are there?": 1,
+        "how many circles are there?": 1,
+        "how many stars are there?": 2,
+    }
+    assert answers["how many crosses are there?"] == 0
+    drawn = [scenes.ask(s, "count", np.random.default_rng(i)) for i, s in enumerate(POOL)]
+    assert all(q in scenes.counts(s) for q, s in zip(drawn, POOL, strict=True))
+
+
 def test_yes_and_no_are_balanced() -> None:
     for kind in ("exist", "relation", "match"):
         answers = [

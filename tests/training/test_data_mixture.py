@@ -333,6 +333,33 @@ def test_favored_questions_come_more_often() -> None:
     assert favored["color"] < plain["color"]
 
 
+def test_counting_several_times_and_to_larger_numbers() -> None:
+    def answers(**keys: Any) -> tuple[Counter[str], set[int]]:
+        m = mixture(SceneSource(size=24, **keys), batch_size=400, max_segments=20)
+        asked = [[s for s in e.segments if s.kind == "count"] for e in m.batch(0)[1]]
+        assert all(len({s.prompt for s in segments}) == len(segments) for segments in asked)
+        some = (s for segments in asked for s in segments if "many objects" not in s.prompt)
+        return Counter(s.answer for s in some), {len(segments) for segments in asked}
+
+    def large(found: Counter[str]) -> float:
+        return sum(n for answer, n in found.items() if int(answer) > 3) / found.total()
+
+    (one, times), (three, thrice), (alike, _) = answers(), answers(counts=3), answers(counts=3, alike=1.0)
+    assert (times, thrice) == ({0, 1}, {0, 3})
+    assert three.total() > 2 * one.total()
+    assert large(alike) > 0.15 > 0.08 > large(three)
+    assert 0 < alike["0"] < alike["1"]
+
+
+def test_more_counts_leave_the_other_questions_as_they_were() -> None:
+    few, many = (
+        mixture(SceneSource(size=24, counts=counts), batch_size=200, max_segments=20).batch(0)[1] for counts in (1, 3)
+    )
+    kinds = [[sorted({s.kind for s in e.segments}) for e in batch] for batch in (few, many)]
+    same = sum(a == b for a, b in zip(*kinds, strict=True))
+    assert same > 150  # what is drawn after a count differs, so a question now and then cannot be asked
+
+
 def test_questions_and_objects_keep_to_a_budget() -> None:
     for e in mixture(SceneSource(size=24), batch_size=30, max_segments=20).batch(0)[1]:
         objects = e.segments[-1].answer.count(",") + 1
@@ -359,14 +386,18 @@ def test_scenes_from_the_settings() -> None:
         "hard_negatives": 2,
         "twins": 0.4,
         "favored": ("count",),
+        "counts": 2,
+        "alike": 0.1,
         "curriculum_steps": 9,
     }
     assert source(**keys, split="val") == SceneSource(name="s", **keys, held_out=True)
     with pytest.raises(InputError, match="favored has 'colour'; there are exist, count"):
         source(favored=("colour",))
-    with pytest.raises(InputError, match="relation_captions and twins are shares"):
+    with pytest.raises(InputError, match="counts from 1"):
+        source(counts=0)
+    with pytest.raises(InputError, match="twins and alike are shares"):
         source(relation_captions=1.5)
-    with pytest.raises(InputError, match="twins are shares"):
+    with pytest.raises(InputError, match="twins and alike are shares"):
         source(twins=-0.1)
     with pytest.raises(InputError, match="split is train or val, not 'test'"):
         source(split="test")

@@ -176,6 +176,8 @@ class SourceConfig:
         0.0, "share of the pairs in a batch of scenes whose second is the first with two objects changed over"
     )
     favored: tuple[str, ...] = key((), "types of scene questions that are asked twice as often as the others")
+    counts: int = key(1, "questions that a scene is asked where it is asked to count")
+    alike: float = key(0.0, "share of the scenes that have few colours and shapes, so more to count")
     curriculum_steps: int = key(0, "scenes grow from one object to six over these steps")
 
     def __post_init__(self) -> None:
@@ -191,10 +193,11 @@ class SourceConfig:
             raise InputError(f"{where}: rows means nothing to the kind {self.kind!r}.")
         if self.rows and not _ROWS.fullmatch(self.rows):
             raise InputError(f"{where}: rows is FIRST:AFTER_LAST, such as 0:600, not {self.rows!r}.")
-        if not all(0 <= share <= 1 for share in (self.partial_captions, self.relation_captions, self.twins)):
-            raise InputError(f"{where}: partial_captions, relation_captions and twins are shares.")
-        if self.curriculum_steps < 0 or self.hard_negatives < 0:
-            raise InputError(f"{where}: curriculum_steps and hard_negatives are numbers from 0.")
+        shares = (self.partial_captions, self.relation_captions, self.twins, self.alike)
+        if not all(0 <= share <= 1 for share in shares):
+            raise InputError(f"{where}: partial_captions, relation_captions, twins and alike are shares.")
+        if self.curriculum_steps < 0 or self.hard_negatives < 0 or self.counts < 1:
+            raise InputError(f"{where}: curriculum_steps and hard_negatives are numbers from 0, counts from 1.")
         if unknown := sorted(set(self.favored) - set(QUESTION_TYPES)):
             raise InputError(f"{where}: favored has {unknown[0]!r}; there are {', '.join(QUESTION_TYPES)}.")
 

@@ -39,6 +39,11 @@ class SceneSource(Endless):
     pictures that their captions tell apart by a relation alone."""
     favored: tuple[str, ...] = ()
     """Types of questions that are asked twice as often as the others."""
+    counts: int = 1
+    """Where a scene is asked to count, how many such questions. From two on every number of the scene is as likely."""
+    alike: float = 0.0
+    """Share of the scenes (with ``twins``, of the pairs) that have few colours and shapes: in the others hardly one
+    question in fifty is about more than three objects that are alike."""
     curriculum_steps: int = 0
     """Scenes grow from one object to all over this many steps: a model from scratch learns to look at one object in a
     few hundred steps, and at six not in a thousand. 0: all from the start."""
@@ -94,7 +99,7 @@ class SceneSource(Endless):
         most = scenes.MAX_OBJECTS
         if step < self.curriculum_steps:
             most = 1 + (scenes.MAX_OBJECTS - 1) * step // self.curriculum_steps
-        return scenes.sample_scene(rng, max_objects=most)
+        return scenes.sample_scene(rng, max_objects=most, alike=rng.random() < self.alike)
 
     def _caption(self, scene: scenes.Scene, rng: Rng) -> scenes.Caption:
         if rng.random() < self.partial_captions:
@@ -114,8 +119,19 @@ class SceneSource(Endless):
         order = rng.choice(len(types), size=len(types), replace=False, p=p / p.sum())
         asked: list[Segment] = []
         for i in order:
-            if len(asked) == BUDGET - len(scene.things):
+            if len({s.kind for s in asked}) == BUDGET - len(scene.things):
                 break
-            if q := scenes.ask(scene, types[i], rng):
+            if types[i] == "count" and self.counts > 1:
+                asked += self._counts(scene, rng)
+            elif q := scenes.ask(scene, types[i], rng):
                 asked.append(Segment(prompt=q.text, answer=q.answer, kind=q.type))
         return asked
+
+    def _counts(self, scene: scenes.Scene, rng: Rng) -> list[Segment]:
+        every = scenes.counts(scene)
+        present = [q for q in every if q.answer != "0"]
+        absent = [q for q in every if q.answer == "0"]
+        if absent:
+            present.append(absent[int(rng.integers(len(absent)))])
+        drawn = rng.permutation(len(present))[: self.counts]
+        return [Segment(prompt=present[i].text, answer=present[i].answer, kind="count") for i in drawn]

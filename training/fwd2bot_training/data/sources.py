@@ -47,6 +47,8 @@ def open_source(
                 hard_negatives=config.hard_negatives,
                 twins=config.twins,
                 favored=config.favored,
+                counts=config.counts,
+                alike=config.alike,
                 curriculum_steps=config.curriculum_steps,
                 held_out=config.split == "val",
             )
