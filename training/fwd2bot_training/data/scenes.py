@@ -99,7 +99,8 @@ class SceneSource(Endless):
         most = scenes.MAX_OBJECTS
         if step < self.curriculum_steps:
             most = 1 + (scenes.MAX_OBJECTS - 1) * step // self.curriculum_steps
-        return scenes.sample_scene(rng, max_objects=most, alike=rng.random() < self.alike)
+        alike = self.alike > 0 and rng.random() < self.alike
+        return scenes.sample_scene(rng, max_objects=most, alike=alike)
 
     def _caption(self, scene: scenes.Scene, rng: Rng) -> scenes.Caption:
         if rng.random() < self.partial_captions:
