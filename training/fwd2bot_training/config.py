@@ -340,7 +340,7 @@ class Recipe:
         return next((p for p in reversed(self.phases) if p.model.lr_first_pass), self.phases[-1])
 
 
-SHIPPED = ("mini", "mini-control", "llava-1.5-7b", "qwen3-vl-2b", "one-gpu")
+SHIPPED = ("mini", "mini-control", "mini-again", "llava-1.5-7b", "qwen3-vl-2b", "one-gpu")
 
 
 def load_recipe(name_or_path: str, *, overrides: Sequence[str] = ()) -> Recipe:
