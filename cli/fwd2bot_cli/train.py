@@ -23,7 +23,8 @@ def train(
     recipe: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME|FILE", help="mini, mini-control, mini-again, llava-1.5-7b, qwen3-vl-2b, one-gpu, or a TOML file."
+            metavar="NAME|FILE",
+            help="mini, mini-control, mini-again, llava-1.5-7b, qwen3-vl-2b, one-gpu, or a TOML file.",
         ),
     ] = None,
     data: Annotated[
