@@ -40,8 +40,8 @@ class SceneSource(Endless):
     favored: tuple[str, ...] = ()
     """Types of questions that are asked twice as often as the others."""
     counts: int = 1
-    """Where a scene is asked to count, how many such questions; the budget takes them for one. From two on, all objects,
-    every colour and shape that is there and one thing that is not are counted equally often."""
+    """Where a scene is asked to count, how many such questions; the budget takes them for one. From two on, all
+    objects, every colour and shape that is there and one thing that is not are counted equally often."""
     alike: float = 0.0
     """Share of the scenes (with ``twins``, of the pairs) that have few colours and shapes: in the others one
     question of counting in thirty is about more than three objects that are alike."""
