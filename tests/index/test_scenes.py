@@ -37,6 +37,15 @@ def test_objects_lie_inside_and_do_not_touch() -> None:
             assert (a.x - b.x) ** 2 + (a.y - b.y) ** 2 > (a.radius + b.radius) ** 2
 
 
+def test_scenes_of_things_that_are_alike() -> None:
+    def kinds(alike: bool) -> list[tuple[int, int]]:
+        drawn = [scenes.sample_scene(np.random.default_rng(i), alike=alike).things for i in range(100)]
+        return [(len({t.color for t in things}), len({t.shape for t in things})) for things in drawn]
+
+    assert {max(pair) for pair in kinds(alike=True)} == {1, 2}
+    assert max(max(pair) for pair in kinds(alike=False)) > 2
+
+
 @pytest.mark.parametrize("size", [96, 40])
 def test_pixels_show_each_object_in_its_colour(size: int) -> None:
     for scene in POOL[:40]:
