@@ -38,6 +38,18 @@ SourceKind = Literal["scenes", "grids", "boxes", "parquet", "conversations", "we
 _ROWS = re.compile(r"\d+:\d+")
 DRAWN: tuple[SourceKind, ...] = ("scenes", "grids", "boxes")
 """Sources that draw their pictures."""
+_SCENES_ALONE = (
+    *("size", "partial_captions", "relation_captions", "hard_negatives", "twins", "favored", "counts", "alike"),
+    "curriculum_steps",
+)
+_KINDS_OF: dict[str, tuple[SourceKind, ...]] = {
+    **dict.fromkeys(_SCENES_ALONE, ("scenes",)),
+    **dict.fromkeys(("path", "crop"), tuple(k for k in get_args(SourceKind) if k not in DRAWN)),
+    "images": ("conversations",),
+    "rows": ("parquet",),
+    "split": (*DRAWN, "datasets"),
+}
+"""Which kinds of sources read a key; one that is not here, all."""
 
 
 def key(default: T, help: str) -> T:
@@ -186,11 +198,9 @@ class SourceConfig:
             raise InputError(f"{where} needs a weight above 0 and a batch_factor of at least 1.")
         if self.kind not in DRAWN and not self.path:
             raise InputError(f"{where} needs a path.")
-        foreign = ("images", "crop") if self.kind in DRAWN else () if self.kind == "conversations" else ("images",)
-        if ignored := [n for n in foreign if getattr(self, n)]:
+        foreign = [f for f in dataclasses.fields(self) if self.kind not in _KINDS_OF.get(f.name, (self.kind,))]
+        if ignored := [f.name for f in foreign if getattr(self, f.name) != f.default]:
             raise InputError(f"{where}: {ignored[0]} means nothing to the kind {self.kind!r}.")
-        if self.rows and self.kind != "parquet":
-            raise InputError(f"{where}: rows means nothing to the kind {self.kind!r}.")
         if self.rows and not _ROWS.fullmatch(self.rows):
             raise InputError(f"{where}: rows is FIRST:AFTER_LAST, such as 0:600, not {self.rows!r}.")
         shares = (self.partial_captions, self.relation_captions, self.twins, self.alike)
