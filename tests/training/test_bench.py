@@ -298,3 +298,19 @@ def test_a_base_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
         bench.main(["--base", "./nowhere"])
     assert ended.value.code == 2
     assert "There is no model folder ./nowhere" in capsys.readouterr().err
+
+
+def test_the_command_warns_of_a_processor_without_bfloat16(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: "AVX2")
+    monkeypatch.setattr(bench, "_device", lambda: torch.device("cpu"))
+
+    def measure(plan: bench.Plan, *, steps: int) -> None:
+        raise InputError("measured")
+
+    monkeypatch.setattr(bench, "measure", measure)
+    with pytest.raises(SystemExit):
+        bench.main(["--base", str(folder), "--batch-size", "2"])
+    said = capsys.readouterr().err
+    assert said.index("no instructions for bfloat16") < said.index("measured")

@@ -56,7 +56,7 @@ from fwd2bot_training.config import MethodConfig, RunConfig, load_recipe
 from fwd2bot_training.data import Example, Mixture, SceneSource, Segment
 from fwd2bot_training.distributed import Parallel, Processes
 from fwd2bot_training.objectives import Batch, Lvlm, Objective, Outputs, Reading, make_objective
-from fwd2bot_training.stepping import Stepper
+from fwd2bot_training.stepping import Stepper, warn_of_emulation
 
 DOUBLE_PASS, AR_ONLY, UNCOMPRESSED, FIRST_PASS = (
     "double pass",
@@ -630,6 +630,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
         if given.steps < 1:
             raise InputError("--steps must be at least 1.")
+        warn_of_emulation(plan.run.train.precision, _device())
         machine, work, figures = measure(plan, steps=given.steps)
     except torch.OutOfMemoryError:
         parser.error("too little GPU memory: give a lower --micro-batch-size.")

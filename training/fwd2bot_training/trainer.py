@@ -27,7 +27,7 @@ from fwd2bot_index.errors import Fwd2BotError, InputError
 from fwd2bot_training import states
 from fwd2bot_training.config import TrainConfig
 from fwd2bot_training.distributed import Parallel, Processes
-from fwd2bot_training.stepping import Stepper, TrainingDivergedError, lr_at
+from fwd2bot_training.stepping import Stepper, TrainingDivergedError, lr_at, warn_of_emulation
 from fwd2bot_training.watching import TOTAL
 
 if TYPE_CHECKING:
@@ -172,7 +172,7 @@ class Trainer:
         """
         self.parallel.objective.train()
         if self.processes.rank == 0:
-            self._warn_of_emulation()
+            warn_of_emulation(self.train.precision, self.processes.device)
             self.watch.start(self.step, self._pending)
         try:
             with _Signals() as signals:
@@ -259,15 +259,6 @@ class Trainer:
         if self.validate is not None:
             with self.parallel.evaluating():
                 self.validate(self.step)
-
-    def _warn_of_emulation(self) -> None:
-        emulated = self.processes.device.type == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX2"
-        if self.train.precision == "bfloat16" and emulated:
-            print(
-                "warning: this processor has no instructions for bfloat16 and takes many times as long for it; "
-                "set train.precision = 'float32'.",
-                file=sys.stderr,
-            )
 
     def _warn_of_idle_parameters(self) -> None:
         if (names := self.check_gradients()) and self.processes.rank == 0:
