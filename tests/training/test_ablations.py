@@ -53,7 +53,7 @@ def test_a_variant_is_trained_scored_and_not_trained_again(tmp_path: Path, capsy
     tiny_models.pictures(1)[0].save(file, "PNG")
     row = {"image": {"bytes": file.getvalue(), "path": None}, "captions": ["a dog", "a cat"]}
     pq.write_table(pa.Table.from_pylist([row] * 3), tmp_path / "flickr8k/val.parquet")
-    sources = "data.sources=[{name='scenes', kind='scenes'}]"
+    sources = "data.sources=[{name='scenes', kind='scenes'}, {name='grids', kind='grids'}]"
     arguments = ["--base", str(tmp_path / "base"), "--data", str(tmp_path), "--out", str(tmp_path / "out")]
     arguments += ["--scenes", "6", "--only", "reference", "Matryoshka 24, 48, 96"]
     arguments += [
@@ -69,7 +69,9 @@ def test_a_variant_is_trained_scored_and_not_trained_again(tmp_path: Path, capsy
     assert table.count("\n") == 4
     scores = json.loads((tmp_path / "out/Matryoshka-24--48--96-0/scores.json").read_text())
     assert set(scores["negatives"]) == {"whole", "24", "48", "96"}
-    assert set(scores["answers"]) == {"16", "8", "4"}
+    assert set(scores["answers"]) == set(scores["look_alikes"]) == {"16", "8", "4"}
+    assert {name.partition("/")[0] for name in scores["look_alikes"]["4"]} == {"grids"}
+    assert "| grids k=16 | grids k=8 | grids k=4 | scenes t2i" in table  # nothing was asked about boxes, nor at k=1
     marks = [p.stat().st_mtime_ns for p in (tmp_path / "out").glob("*/scores.json")]
     assert ablations.main(arguments) == 0
     assert [p.stat().st_mtime_ns for p in (tmp_path / "out").glob("*/scores.json")] == marks

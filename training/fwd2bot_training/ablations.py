@@ -23,13 +23,15 @@ import numpy as np
 import torch.nn.functional as F
 
 from fwd2bot_index import scenes
-from fwd2bot_training.config import RunConfig, SourceConfig, load_recipe, parse_recipe
+from fwd2bot_training.config import RunConfig, SourceConfig, SourceKind, load_recipe, parse_recipe
 from fwd2bot_training.distributed import Processes
 from fwd2bot_training.runner import Phase, open_sources
 from fwd2bot_training.validation import Validation
 
 RECIPE = str(Path(__file__).with_name("recipes") / "ablation.toml")
 SCENES = SourceConfig(name="scenes", kind="scenes", split="val")
+LOOK_ALIKES: Mapping[SourceKind, str] = {"grids": "grid", "boxes": "boxes"}
+"""Drawn pictures that look like those of SHAPES and NLVR, and the kind of question that their statements are."""
 PHOTOS = SourceConfig(name="flickr8k", path="flickr8k/val.parquet")
 
 
@@ -94,16 +96,22 @@ def score(phase: Phase, variant: Variant, *, root: Path, count: int) -> dict[str
     """Held-out scores of a trained phase.
 
     - ``answers``: for each number of tokens, share of exact answers of each question type over ``count`` scenes;
+    - ``look_alikes``: the same of the other pictures that are drawn, where the recipe trains on them;
     - ``retrieval``: R@k among ``count`` scenes and among all photos of the split, one caption each;
     - ``negatives``: how often a true caption is nearer (cosine) than one false by one edit; with Matryoshka also at the
       short sizes.
     """
-    found: dict[str, Any] = {"answers": {}}
+    found: dict[str, Any] = {"answers": {}, "look_alikes": {}}
     settings: dict[str, Any] = {"batch_size": 50, "precision": phase.run.train.precision}
     on_scenes = Validation(phase.objective, open_sources([SCENES], root=root), pictures=count, **settings)
+    trained_on = {s.kind for s in phase.run.data.sources}
+    alike = [SourceConfig(name=kind, kind=kind, split="val") for kind in LOOK_ALIKES if kind in trained_on]
+    on_alike = Validation(phase.objective, open_sources(alike, root=root), pictures=count, **settings)
     for k in variant.lengths:
-        cells = on_scenes(num_tokens=k if k < phase.run.model.num_tokens else None, retrieval=False)["answers"]
+        num_tokens = k if k < phase.run.model.num_tokens else None
+        cells = on_scenes(num_tokens=num_tokens, retrieval=False)["answers"]
         found["answers"][str(k)] = {name.partition("/")[2]: cell for name, cell in cells.items()}
+        found["look_alikes"][str(k)] = on_alike(num_tokens=num_tokens, retrieval=False)["answers"]
     photos = Validation(phase.objective, open_sources([PHOTOS], root=root), pictures=1000, **settings)
     found["retrieval"] = {k: v for of in (on_scenes, photos) for k, v in of(answers=False)["retrieval"].items()}
     found["negatives"] = {"whole": hard_negatives(phase, count=count)}
@@ -175,52 +183,40 @@ def type_mean(cells: Mapping[str, Mapping[str, int]]) -> float:
     return float(np.mean([c["right"] / c["count"] for kind, c in cells.items() if kind in scenes.QUESTION_TYPES]))
 
 
-COLUMNS = (
-    "group",
-    "variant",
-    "seed",
-    "answers at K",
-    "k=8",
-    "k=4",
-    "k=1",
-    "description",
-    "scenes t2i R@1",
-    "photos t2i R@10",
-    "swap attribute",
-    "swap relation",
-    "replace, add",
-    "minutes",
-)
-
-
 def table(folder: Path) -> str:
-    """Markdown: one row for each finished variant and seed, in the order of `VARIANTS`."""
+    """Markdown: one row for each finished variant and seed, in the order of `VARIANTS`, without empty columns."""
     order = list(VARIANTS)
     found = [json.loads(p.read_text()) for p in folder.glob("*/scores.json")]
     found.sort(key=lambda s: (order.index(s["variant"]), s["seed"]))
-    lines = [COLUMNS, ("---",) * len(COLUMNS), *(_row(s) for s in found)]
+    rows = [_row(s) for s in found]
+    columns = [name for name in (rows[0] if rows else ()) if any(row[name] for row in rows)]
+    lines = [columns, ["---"] * len(columns), *([row[name] for name in columns] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _row(scores: Mapping[str, Any]) -> tuple[str, ...]:
+def _row(scores: Mapping[str, Any]) -> dict[str, str]:
     answers = {int(k): cells for k, cells in scores["answers"].items()}
     most = max(answers)
     negatives = scores["negatives"]["whole"]
-    description = answers[most]["describe"]
-    return (
-        VARIANTS[scores["variant"]].group,
-        scores["variant"],
-        str(scores["seed"]),
-        f"{type_mean(answers[most]):.3f} (K={most})",
-        *(f"{type_mean(answers[k]):.3f}" if k in answers and k != most else "" for k in (8, 4, 1)),
-        f"{description['right'] / description['count']:.3f}",
-        _recall(scores, "scenes", "R@1"),
-        _recall(scores, "flickr8k", "R@10"),
-        _share(negatives, "swap_attribute"),
-        _share(negatives, "swap_relation"),
-        _share(negatives, "replace_attribute", "replace_object", "add"),
-        f"{scores['seconds'] / 60:.1f}" if scores["seconds"] is not None else "resumed",
-    )
+    return {
+        "group": VARIANTS[scores["variant"]].group,
+        "variant": scores["variant"],
+        "seed": str(scores["seed"]),
+        "answers at K": f"{type_mean(answers[most]):.3f} (K={most})",
+        **{f"k={k}": f"{type_mean(answers[k]):.3f}" if k in answers and k != most else "" for k in (8, 4, 1)},
+        "description": _share(answers[most], "describe"),
+        **{
+            f"{source} k={k}": _share(scores["look_alikes"].get(str(k), {}), f"{source}/{kind}")
+            for source, kind in LOOK_ALIKES.items()
+            for k in (16, 8, 4)
+        },
+        "scenes t2i R@1": _recall(scores, "scenes", "R@1"),
+        "photos t2i R@10": _recall(scores, "flickr8k", "R@10"),
+        "swap attribute": _share(negatives, "swap_attribute"),
+        "swap relation": _share(negatives, "swap_relation"),
+        "replace, add": _share(negatives, "replace_attribute", "replace_object", "add"),
+        "minutes": f"{scores['seconds'] / 60:.1f}" if scores["seconds"] is not None else "resumed",
+    }
 
 
 def _recall(scores: Mapping[str, Any], source: str, at: str) -> str:
@@ -229,8 +225,10 @@ def _recall(scores: Mapping[str, Any], source: str, at: str) -> str:
     return f"{found[f'text->image {at}']:.3f}" if found else "none"
 
 
-def _share(negatives: Mapping[str, Mapping[str, int]], *kinds: str) -> str:
-    return f"{sum(negatives[k]['right'] for k in kinds) / sum(negatives[k]['count'] for k in kinds):.3f}"
+def _share(cells: Mapping[str, Mapping[str, int]], *kinds: str) -> str:
+    """Right of these kinds together; empty where none of them was asked."""
+    asked = [cells[k] for k in kinds if k in cells]
+    return f"{sum(c['right'] for c in asked) / sum(c['count'] for c in asked):.3f}" if asked else ""
 
 
 def main(argv: list[str] | None = None) -> int:
