@@ -18,7 +18,7 @@ attention = "eager"
 [data]
 workers = 0
 max_segments = 2
-sources = [{ name = "scenes", kind = "scenes", size = 32 }]
+sources.scenes = { kind = "scenes", size = 32 }
 
 [train]
 steps = 2
@@ -66,7 +66,7 @@ def test_a_dry_run_names_the_first_bad_row(fwd2bot: Run, toy: Path) -> None:
         tiny_models.pictures(1)[0].save(toy / f"pictures/{i}.png")
         (toy / f"pictures/{i}.txt").write_text("a dog")
     (toy / "pictures/1.png").write_bytes(b"nothing")
-    source = "data.sources=[{name='mine', kind='folder', path='pictures'}]"
+    source = "data.sources={mine={kind='folder', path='pictures'}}"
     outcome = fwd2bot("train", "--recipe", "toy.toml", "--data", ".", "--dry-run", "--set", source)
     assert outcome.code == 2
     assert "1.png" in outcome.sentence
@@ -80,7 +80,8 @@ def test_a_dry_run_names_the_first_bad_row(fwd2bot: Run, toy: Path) -> None:
 
 def test_the_keys_are_explained_and_recipes_shown(fwd2bot: Run, toy: Path) -> None:
     explained = fwd2bot("train", "--help-config").out
-    for key in ("model.base", "method.prefixes", "data.sources[].kind", "train.micro_batch_size", "validation.every"):
+    keys = ("model.base", "method.prefixes", "data.sources.NAME.kind", "train.micro_batch_size", "validation.every")
+    for key in keys:
         assert f"\n{key}  (" in f"\n{explained}"
     shown = fwd2bot("train", "--recipe", "mini", "--show-recipe").out
     (toy / "mine.toml").write_text(shown)

@@ -53,7 +53,7 @@ def test_a_variant_is_trained_scored_and_not_trained_again(tmp_path: Path, capsy
     tiny_models.pictures(1)[0].save(file, "PNG")
     row = {"image": {"bytes": file.getvalue(), "path": None}, "captions": ["a dog", "a cat"]}
     pq.write_table(pa.Table.from_pylist([row] * 3), tmp_path / "flickr8k/val.parquet")
-    sources = "data.sources=[{name='scenes', kind='scenes'}, {name='grids', kind='grids'}]"
+    sources = "data.sources={scenes={kind='scenes'}, grids={kind='grids'}}"
     arguments = ["--base", str(tmp_path / "base"), "--data", str(tmp_path), "--out", str(tmp_path / "out")]
     arguments += ["--scenes", "6", "--only", "reference", "Matryoshka 24, 48, 96"]
     arguments += [

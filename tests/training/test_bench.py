@@ -223,7 +223,7 @@ def test_what_cannot_be_measured(settings: dict[str, Any], says: str, monkeypatc
 
 def test_a_recipe_without_a_contrastive_loss_is_refused(tmp_path: Path) -> None:
     recipe = tmp_path / "mine.toml"
-    recipe.write_text('[method]\ncontrastive_weight = 0.0\n[[data.sources]]\nname = "scenes"\nkind = "scenes"\n')
+    recipe.write_text('[method]\ncontrastive_weight = 0.0\n[data.sources.scenes]\nkind = "scenes"\n')
     with pytest.raises(InputError, match=r"mine\.toml does not end in a double pass with both of its losses"):
         bench.make_plan(recipe=str(recipe))
 

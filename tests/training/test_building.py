@@ -18,7 +18,7 @@ from fwd2bot_training.config import RunConfig, parse_recipe
 from fwd2bot_training.data import SceneSource
 from fwd2bot_training.objectives import make_objective
 
-SCENES = {"data": {"sources": [{"name": "scenes", "kind": "scenes"}]}}
+SCENES = {"data": {"sources": {"scenes": {"kind": "scenes"}}}}
 
 
 @pytest.fixture(autouse=True)

@@ -1,15 +1,25 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from fwd2bot_index.errors import InputError
-from fwd2bot_training.config import SHIPPED, RunConfig, describe_keys, load_recipe, parse_recipe, read_recipe
+from fwd2bot_training.config import (
+    SHIPPED,
+    DataConfig,
+    RunConfig,
+    SourceConfig,
+    describe_keys,
+    load_recipe,
+    parse_recipe,
+    read_recipe,
+)
 
-SCENES = {"data": {"sources": [{"name": "scenes", "kind": "scenes"}]}}
+SCENES = {"data": {"sources": {"scenes": {"kind": "scenes"}}}}
 
 
 def run_of(**tables: Any) -> RunConfig:
@@ -29,16 +39,28 @@ def test_a_phase_overrides_what_all_share_and_a_list_is_replaced() -> None:
         {
             **SCENES,
             "train": {"lr": 0.1, "steps": 5},
+            "method": {"prefixes": [4, 8]},
             "phases": [
                 {"name": "one", "train": {"steps": 9}},
-                {"name": "two", "model": {"base": "previous"}, "data": {"sources": [{"name": "s", "kind": "scenes"}]}},
+                {"name": "two", "model": {"base": "previous"}, "method": {"prefixes": [2]}},
             ],
         },
         name="two-phases",
     )
     one, two = recipe.phases
     assert (one.train.lr, one.train.steps, two.train.steps) == (0.1, 9, 5)
-    assert [s.name for s in two.data.sources] == ["s"]
+    assert (one.method.prefixes, two.method.prefixes) == ((4, 8), (2,))
+
+
+def test_a_phase_says_only_what_it_changes_of_a_source_and_leaves_some_out() -> None:
+    sources = {"scenes": {"kind": "scenes", "twins": 0.5}, "photos": {"path": "p", "crop": True}, "more": {"path": "m"}}
+    changed = {"photos": {"weight": 0.3}, "more": {"weight": 0}, "grids": {"kind": "grids"}}
+    phases = [{"name": "one"}, {"name": "two", "data": {"sources": changed}}]
+    one, two = parse_recipe({"data": {"sources": sources}, "phases": phases}, name="x").phases
+    assert [s.name for s in one.data.sources] == ["scenes", "photos", "more"]
+    assert [(s.name, s.weight) for s in two.data.sources] == [("scenes", 1.0), ("photos", 0.3), ("grids", 1.0)]
+    assert two.data.sources[0] == one.data.sources[0]
+    assert two.data.sources[1].crop
 
 
 def test_changes_from_the_command_line_win_over_phases() -> None:
@@ -48,6 +70,20 @@ def test_changes_from_the_command_line_win_over_phases() -> None:
     assert (one.train.steps, two.train.steps) == (3, 3)
     assert (one.train.lr, two.train.lr) == (2e-4, 0.5)
     assert one.model.base == "some/model"
+
+
+def test_changes_reach_into_sources_of_one_phase_or_all() -> None:
+    tables = {**SCENES, "phases": [{"name": "one"}, {"name": "two"}]}
+    changes = ["data.sources.scenes.twins=0.5", "two.data.sources.scenes.size=64", "data.sources.more={kind='grids'}"]
+    one, two = parse_recipe(tables, name="x", overrides=changes).phases
+    assert [(s.name, s.kind, s.twins, s.size) for s in one.data.sources] == [
+        ("scenes", "scenes", 0.5, 96),
+        ("more", "grids", 0.0, 96),
+    ]
+    assert [s.size for s in two.data.sources] == [64, 96]
+    (run,) = parse_recipe(SCENES, name="x", overrides=["data.sources={mine={kind='boxes'}}"]).phases
+    assert [s.name for s in run.data.sources] == ["mine"]
+    assert SCENES == {"data": {"sources": {"scenes": {"kind": "scenes"}}}}
 
 
 @pytest.mark.parametrize(
@@ -75,18 +111,22 @@ def test_changes_from_the_command_line_win_over_phases() -> None:
         ({"model": {"dtype": "bfloat16"}}, "need train.precision"),
         ({"model": {"base": "previous"}}, "no previous one"),
         ({"model": {"text_prompt": "no place"}}, "must contain {text}"),
-        ({"data": {"sources": []}}, "nothing to train on"),
-        ({"data": {"sources": [{"kind": "scenes"}]}}, "sources[0].name is missing"),
-        ({"data": {"sources": [{"name": "a", "path": ""}]}}, "'a' needs a path"),
-        ({"data": {"sources": [{"name": "a", "path": "x", "images": "y"}]}}, "images means nothing"),
-        ({"data": {"sources": [{"name": "a", "kind": "scenes", "rows": "0:9"}]}}, "rows means nothing"),
-        ({"data": {"sources": [{"name": "a", "kind": "scenes", "path": "x"}]}}, "path means nothing"),
-        ({"data": {"sources": [{"name": "a", "kind": "grids", "counts": 3}]}}, "counts means nothing to"),
-        ({"data": {"sources": [{"name": "a", "path": "x", "favored": ["count"]}]}}, "favored means nothing"),
-        ({"data": {"sources": [{"name": "a", "path": "x", "split": "val"}]}}, "split means nothing"),
-        ({"data": {"sources": [{"name": "a", "path": "x", "rows": "9"}]}}, "FIRST:AFTER_LAST"),
-        ({"data": {"sources": [{"name": "a", "kind": "scenes"}] * 2}}, "Two sources are called 'a'"),
-        ({"data": {"sources": "scenes"}}, "data.sources must be a list"),
+        ({"data": {"sources": {}}}, "nothing to train on"),
+        ({"data": {"sources": {"a": {"kind": "scenes", "weight": 0}}}}, "nothing to train on"),
+        ({"data": {"sources": {"a": {"kind": "scenes", "weight": -1}}}}, "needs a weight of at least 0"),
+        ({"data": {"sources": {"a": {"kind": "scenes", "weight": False}}}}, "data.sources.a.weight must be float"),
+        ({"data": {"sources": {"a": {"knid": "scenes"}}}}, "unknown key data.sources.a.knid; did you mean kind"),
+        ({"data": {"sources": {"a": {"path": ""}}}}, "'a' needs a path"),
+        ({"data": {"sources": {"a": {"path": "x", "images": "y"}}}}, "images means nothing"),
+        ({"data": {"sources": {"a": {"kind": "scenes", "rows": "0:9"}}}}, "rows means nothing"),
+        ({"data": {"sources": {"a": {"kind": "scenes", "path": "x"}}}}, "path means nothing"),
+        ({"data": {"sources": {"a": {"kind": "grids", "counts": 3}}}}, "counts means nothing to"),
+        ({"data": {"sources": {"a": {"path": "x", "favored": ["count"]}}}}, "favored means nothing"),
+        ({"data": {"sources": {"a": {"path": "x", "split": "val"}}}}, "split means nothing"),
+        ({"data": {"sources": {"a": {"path": "x", "rows": "9"}}}}, "FIRST:AFTER_LAST"),
+        ({"data": {"sources": [{"name": "a", "kind": "scenes"}]}}, "must be tables by name, [data.sources.NAME]"),
+        ({"data": {"sources": {"a": {"name": "b", "kind": "scenes"}}}}, "data.sources must be tables by name"),
+        ({"validation": {"sources": "scenes"}}, "validation.sources must be tables by name"),
         ({"data": 3}, "data must be a table"),
         ({"phases": [{"name": "a"}, {"name": "a"}]}, "Two phases have one name"),
         ({"phases": [{}]}, "needs a name"),
@@ -102,6 +142,11 @@ def test_what_makes_no_sense_is_refused_by_name(tables: dict[str, Any], said: st
 def test_a_change_that_is_none_is_refused(change: str) -> None:
     with pytest.raises(InputError, match="is not"):
         parse_recipe(SCENES, name="x", overrides=[change])
+
+
+def test_two_sources_of_one_name_are_refused() -> None:
+    with pytest.raises(InputError, match="Two sources are called 'a'"):
+        DataConfig(sources=(SourceConfig(name="a", kind="scenes"),) * 2)
 
 
 def test_files_are_named_in_errors(tmp_path: Path) -> None:
@@ -134,6 +179,5 @@ def test_every_key_is_documented() -> None:
 
 
 def test_settings_survive_json() -> None:
-    import json
-
-    assert json.loads(run_of().to_json())["data"]["sources"][0]["name"] == "scenes"
+    run = run_of(validation={"sources": {"held-out": {"kind": "grids", "split": "val"}}}, method={"prefixes": [2, 4]})
+    assert parse_recipe(json.loads(run.to_json()), name="test").phases == (run,)

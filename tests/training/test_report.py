@@ -91,7 +91,7 @@ def write_lines(path: Path, lines: Sequence[dict[str, Any]]) -> None:
 
 def make_run(folder: Path, *, config: RunConfig = CONFIG, started: str = "2026-05-04T10:00:00") -> Path:
     folder.mkdir(parents=True)
-    about = {"config": dataclasses.asdict(config), "started": started, "torch": "2.13.0", "device": "cpu"}
+    about = {"config": config.tables(), "started": started, "torch": "2.13.0", "device": "cpu"}
     (folder / "run.json").write_text(json.dumps(about))
     write_lines(
         folder / "log.jsonl",
@@ -305,7 +305,7 @@ def test_what_is_missing_is_said(tmp_path: Path) -> None:
     text = " ".join(Page(write_report(tmp_path)).text.split())
     for sentence in (
         "The settings are not known: there is no run.json in this folder.",
-        "There was no validation: none has run yet, or the recipe has no [[validation.sources]].",
+        "There was no validation: none has run yet, or the recipe has no [validation.sources.NAME].",
         "The log is empty: no step of this run was logged.",
         "There are no sample answers.",
         "There are no retrieval samples.",

@@ -140,7 +140,7 @@ def toy_recipe(tmp_path: Path, **method: Any) -> dict[str, Any]:
     return {
         "model": {"base": str(saved(tmp_path / "base", "llava")), "rank": 2, "num_tokens": 4, "dropout": 0.1},
         "method": {"prefixes": [2, 4], **method},
-        "data": {"sources": [{"name": "scenes", "kind": "scenes", "size": 32}], "workers": 0, "max_segments": 2},
+        "data": {"sources": {"scenes": {"kind": "scenes", "size": 32}}, "workers": 0, "max_segments": 2},
         "train": {"steps": 12, "batch_size": 4, "micro_batch_size": 2, "log_every": 5, "save_minutes": 0.002},
     }
 

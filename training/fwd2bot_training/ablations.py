@@ -86,7 +86,7 @@ VARIANTS: Mapping[str, Variant] = {
 
 def run_of(name: str, *, base: Path, seed: int, recipe: str = RECIPE, overrides: Sequence[str] = ()) -> RunConfig:
     """The last phase of ``recipe`` that trains both passes, from this base, changed as the variant says."""
-    tables = json.loads(load_recipe(recipe).last_of_both.to_json())
+    tables = load_recipe(recipe).last_of_both.tables()
     fixed = (f"model.base={json.dumps(str(base))}", f"train.seed={seed}")
     changed = parse_recipe(tables, name="ablation", overrides=[*fixed, *VARIANTS[name].changes, *overrides])
     return changed.phases[0]

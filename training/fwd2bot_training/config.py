@@ -1,9 +1,10 @@
 """What a training run is: a recipe, a TOML file that a user edits, onto frozen dataclasses.
 
 A recipe has the tables of `RunConfig` (``[model] [method] [data] [train] [validation]``) and any number of
-``[[phases]]``: each is a run of its own, with a name and tables that override the recipe's. A phase whose
-``model.base`` is ``previous`` starts from what the phase before it wrote. Unknown keys, values of a wrong type and
-settings that contradict each other are refused by name before anything is loaded.
+``[[phases]]``: each is a run of its own, with a name and tables that override the recipe's, key by key. Sources are
+tables by name (``[data.sources.NAME]``), so a phase gives only what it changes of one; weight 0 leaves it out. A phase
+whose ``model.base`` is ``previous`` starts from what the phase before it wrote. Unknown keys, values of a wrong type
+and settings that contradict each other are refused by name before anything is loaded.
 
 This module imports neither torch nor transformers.
 """
@@ -161,7 +162,7 @@ class MethodConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SourceConfig:
-    name: str = _required("label in logs and reports")
+    name: str = _required("label in logs and reports: the name of its table")
     kind: SourceKind = key(
         "parquet",
         "`scenes`: drawn pictures, no data needed; `grids`, `boxes`: drawn look-alikes of SHAPES and "
@@ -172,7 +173,7 @@ class SourceConfig:
     path: str = key("", "file, folder, glob or hub id; relative paths start at --data")
     images: str = key("", "folder of the pictures that a conversations file names; empty: the file's own folder")
     split: str = key("train", "of a Hugging Face dataset; `val` of what is drawn draws from another stream of seeds")
-    weight: float = key(1.0, "share of the batches, relative to the other sources")
+    weight: float = key(1.0, "share of the batches, relative to the other sources; 0: left out")
     batch_factor: int = key(1, "batches of this source are so many times larger: contrast needs company")
     crop: bool = key(False, "crop each picture a little at random, and mirror it where no text speaks of sides")
     rows: str = key(
@@ -194,8 +195,8 @@ class SourceConfig:
 
     def __post_init__(self) -> None:
         where = f"The source {self.name!r}"
-        if self.weight <= 0 or self.batch_factor < 1:
-            raise InputError(f"{where} needs a weight above 0 and a batch_factor of at least 1.")
+        if self.weight < 0 or self.batch_factor < 1:
+            raise InputError(f"{where} needs a weight of at least 0 and a batch_factor of at least 1.")
         if self.kind not in DRAWN and not self.path:
             raise InputError(f"{where} needs a path.")
         foreign = [f for f in dataclasses.fields(self) if self.kind not in _KINDS_OF.get(f.name, (self.kind,))]
@@ -214,7 +215,7 @@ class SourceConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    sources: tuple[SourceConfig, ...] = key((), "as [[data.sources]]; their keys are below")
+    sources: tuple[SourceConfig, ...] = key((), "as [data.sources.NAME]; their keys are below")
     max_caption_tokens: int = key(
         30, "longer captions go to the autoregressive loss only: contrast on long ones collapses (VladVA)"
     )
@@ -288,7 +289,7 @@ class TrainConfig:
 class ValidationConfig:
     every: int = key(0, "steps between two validations; 0: only at the end")
     pictures: int = key(256, "pictures of each source")
-    sources: tuple[SourceConfig, ...] = key((), "as [[validation.sources]]; none: no validation")
+    sources: tuple[SourceConfig, ...] = key((), "as [validation.sources.NAME]; none: no validation")
 
     def __post_init__(self) -> None:
         _at_least(0, **{"validation.every": self.every})
@@ -307,7 +308,7 @@ class RunConfig:
     def __post_init__(self) -> None:
         model, method = self.model, self.method
         if not self.data.sources:
-            raise InputError(f"{self.name}: there is nothing to train on; add [[data.sources]].")
+            raise InputError(f"{self.name}: there is nothing to train on; add [data.sources.NAME].")
         if method.prefixes and max(method.prefixes) > model.num_tokens:
             raise InputError(f"{self.name}: method.prefixes go up to {max(method.prefixes)}, beyond model.num_tokens.")
         if model.embedding_dim and method.matryoshka and max(method.matryoshka) >= model.embedding_dim:
@@ -335,8 +336,15 @@ class RunConfig:
         if method.objective == "single-pass" and (method.compressor != "llm" or method.storage_noise != "none"):
             raise InputError(f"{self.name}: 'single-pass' has no tokens of its own to pool, resample or store.")
 
+    def tables(self) -> dict[str, Any]:
+        """As a recipe has them: `parse_recipe` reads them back."""
+        tables = dataclasses.asdict(self)
+        for table in (tables["data"], tables["validation"]):
+            table["sources"] = {source.pop("name"): source for source in table["sources"]}
+        return tables
+
     def to_json(self) -> str:
-        return json.dumps(dataclasses.asdict(self), indent=2)
+        return json.dumps(self.tables(), indent=2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -350,6 +358,8 @@ class Recipe:
         return next((p for p in reversed(self.phases) if p.model.lr_first_pass), self.phases[-1])
 
 
+_TABLES = tuple(f.name for f in dataclasses.fields(RunConfig) if f.name != "name")
+_SOURCES = tuple[SourceConfig, ...]
 SHIPPED = ("mini", "mini-control", "mini-again", "llava-1.5-7b", "qwen3-vl-2b", "one-gpu")
 
 
@@ -357,7 +367,8 @@ def load_recipe(name_or_path: str, *, overrides: Sequence[str] = ()) -> Recipe:
     """A shipped recipe by name, or a TOML file.
 
     Args:
-        overrides: ``table.key=value`` (every phase) or ``phase.table.key=value``, value in TOML.
+        overrides: ``table.key=value`` (every phase) or ``phase.table.key=value``, value in TOML; keys of a source are
+            ``data.sources.name.key``.
     Raises:
         InputError: not found, not TOML, or a key or value that is not understood; names the file and the key.
     """
@@ -401,12 +412,13 @@ def parse_recipe(tables: Mapping[str, Any], *, name: str, overrides: Sequence[st
         raise InputError("Two phases have one name.")
     for override in overrides:
         left, equals, value = override.partition("=")
-        parts = left.strip().split(".")
-        chosen = [m for m, n in zip(merged, names, strict=True) if len(parts) < 3 or n == parts[0]]
-        if not equals or not 2 <= len(parts) <= 3 or not chosen:
+        first, *path = left.strip().split(".")
+        chosen = [i for i, n in enumerate(names) if first in (n, *_TABLES)]
+        path = [first, *path] if first in _TABLES else path
+        if not equals or len(path) < 2 or not chosen:
             raise InputError(f"{override!r} is not [PHASE.]TABLE.KEY=VALUE (phases: {', '.join(names)}).")
-        for run in chosen:
-            run[parts[-2]] = {**run.get(parts[-2], {}), parts[-1]: _toml_value(value.strip())}
+        for i in chosen:
+            merged[i] = _with(merged[i], path, _toml_value(value.strip()))
     runs = tuple(_build(RunConfig, m, f"phase {m['name']}" if len(merged) > 1 else "") for m in merged)
     if runs[0].model.base == PREVIOUS:
         raise InputError("The first phase has no previous one to start from: give model.base.")
@@ -418,12 +430,14 @@ def describe_keys() -> Iterator[tuple[str, str, str, str]]:
     for table in dataclasses.fields(RunConfig):
         if dataclasses.is_dataclass(table.default):
             yield from _describe(type(table.default), table.name)
-    yield from _describe(SourceConfig, "data.sources[]")
+    yield from _describe(SourceConfig, "data.sources.NAME")
 
 
 def _describe(cls: type, prefix: str) -> Iterator[tuple[str, str, str, str]]:
     hints = typing.get_type_hints(cls)
     for field in dataclasses.fields(cls):
+        if cls is SourceConfig and field.name == "name":
+            continue  # not a key: the name of the table
         default = "required" if field.default is dataclasses.MISSING else json.dumps(field.default)
         yield f"{prefix}.{field.name}", _type_name(hints[field.name]), default, str(field.metadata["help"])
 
@@ -432,14 +446,21 @@ def _type_name(hint: Any) -> str:
     if get_origin(hint) is Literal:
         return " | ".join(map(str, get_args(hint)))
     if get_origin(hint) is tuple:
-        return f"list of {_type_name(get_args(hint)[0])}"
-    return {"SourceConfig": "tables"}.get(hint.__name__, hint.__name__)
+        return "tables by name" if hint == _SOURCES else f"list of {_type_name(get_args(hint)[0])}"
+    return str(hint.__name__)
 
 
 def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     """Tables merge, everything else is replaced."""
     both = {k: v for k, v in below.items() if isinstance(v, dict) and isinstance(above.get(k), dict)}
     return {**below, **above, **{k: _merge(v, above[k]) for k, v in both.items()}}
+
+
+def _with(tables: Mapping[str, Any], path: Sequence[str], value: Any) -> dict[str, Any]:
+    """``tables`` with ``value`` at this path, in place of what is there."""
+    key, *rest = path
+    inner = tables.get(key)
+    return {**tables, key: _with(inner if isinstance(inner, dict) else {}, rest, value) if rest else value}
 
 
 def _toml_value(text: str) -> Any:
@@ -478,6 +499,12 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         if value not in get_args(hint):
             raise InputError(f"{where} must be one of {', '.join(map(repr, get_args(hint)))}, not {value!r}.")
         return value
+    if hint == _SOURCES:
+        named = isinstance(value, Mapping) and all(isinstance(v, Mapping) and "name" not in v for v in value.values())
+        if not named:
+            raise InputError(f"{where} must be tables by name, [{where}.NAME], not {value!r}.")
+        sources = [_build(SourceConfig, {"name": name, **keys}, f"{where}.{name}") for name, keys in value.items()]
+        return tuple(s for s in sources if s.weight)
     if origin is tuple:
         if not isinstance(value, list | tuple):
             raise InputError(f"{where} must be a list, not {value!r}.")

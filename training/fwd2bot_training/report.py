@@ -222,8 +222,8 @@ def _read(folder: Path) -> Run:
     with _understood(folder / "run.json"):
         config = dict(about.get("config", {}))
         changed, usual = _settings(config)
-        sources = config.get("validation", {}).get("sources", [])
-        scenes = {str(s["name"]) for s in sources if s.get("kind") == "scenes"}
+        sources = config.get("validation", {}).get("sources", {})
+        scenes = {name for name, source in sources.items() if source.get("kind") == "scenes"}
         facts = _facts(about, config, log)
     with _understood(folder / VALIDATION):
         validation_charts = _validation_charts([_flat_validation(v) for v in validations])
@@ -350,10 +350,9 @@ def _flat_config(config: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
             if name != "sources":
                 yield f"{table}.{name}", f"{table}.{name}", value
                 continue
-            for source in value:
-                for inner, of_source in source.items():
-                    if inner != "name":
-                        yield f"{table}.{source['name']}.{inner}", f"data.sources[].{inner}", of_source
+            for source, keys in value.items():
+                for inner, of_source in keys.items():
+                    yield f"{table}.{source}.{inner}", f"data.sources.NAME.{inner}", of_source
 
 
 # --- scores

@@ -149,7 +149,7 @@ class Phase:
         self.trainer.run()
         if self.processes.rank == 0:
             kept = leaves_checkpoint(self.run)
-            _write_json(self.folder / _FINISHED, {"config": dataclasses.asdict(self.run), "checkpoint": kept})
+            _write_json(self.folder / _FINISHED, {"config": self.run.tables(), "checkpoint": kept})
 
     def _validate(self, step: int) -> None:
         result = self.validation()
@@ -208,7 +208,7 @@ def _export(objective: Objective, run: RunConfig, folder: Path) -> None:
 def _about(run: RunConfig, processes: Processes) -> dict[str, Any]:
     device = torch.cuda.get_device_name(processes.device) if processes.device.type == "cuda" else "cpu"
     return {
-        "config": dataclasses.asdict(run),
+        "config": run.tables(),
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "torch": torch.__version__,
         "device": device,
