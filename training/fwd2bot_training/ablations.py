@@ -96,7 +96,8 @@ def score(phase: Phase, variant: Variant, *, root: Path, count: int) -> dict[str
     """Held-out scores of a trained phase.
 
     - ``answers``: for each number of tokens, share of exact answers of each question type over ``count`` scenes;
-    - ``look_alikes``: the same of the other pictures that are drawn, where the recipe trains on them;
+    - ``look_alikes``: the same of half as many of the other drawn pictures (more is asked of each), where the recipe
+      trains on them;
     - ``retrieval``: R@k among ``count`` scenes and among all photos of the split, one caption each;
     - ``negatives``: how often a true caption is nearer (cosine) than one false by one edit; with Matryoshka also at the
       short sizes.
@@ -106,7 +107,7 @@ def score(phase: Phase, variant: Variant, *, root: Path, count: int) -> dict[str
     on_scenes = Validation(phase.objective, open_sources([SCENES], root=root), pictures=count, **settings)
     trained_on = {s.kind for s in phase.run.data.sources}
     alike = [SourceConfig(name=kind, kind=kind, split="val") for kind in LOOK_ALIKES if kind in trained_on]
-    on_alike = Validation(phase.objective, open_sources(alike, root=root), pictures=count, **settings)
+    on_alike = Validation(phase.objective, open_sources(alike, root=root), pictures=count // 2, **settings)
     for k in variant.lengths:
         num_tokens = k if k < phase.run.model.num_tokens else None
         cells = on_scenes(num_tokens=num_tokens, retrieval=False)["answers"]
