@@ -34,6 +34,13 @@ def test_the_last_phase_of_another_recipe_is_changed_instead(name: str) -> None:
     assert (run.method == mini.method) == (name == "reference")
 
 
+def test_a_variant_stays_what_its_name_says() -> None:
+    changes = ["method.contrastive_weight=0.5", "train.steps=9"]
+    runs = {n: ablations.run_of(n, base=Path("x"), seed=0, overrides=changes) for n in ("reference", "answers only")}
+    assert {n: r.method.contrastive_weight for n, r in runs.items()} == {"reference": 0.5, "answers only": 0.0}
+    assert {r.train.steps for r in runs.values()} == {9}
+
+
 def test_the_rivals_and_the_paper_are_covered() -> None:
     groups = {v.group for v in ablations.VARIANTS.values()}
     assert groups >= {"losses", "passes", "adapters", "compressors", "queries", "k", "extras"}
