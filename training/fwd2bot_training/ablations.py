@@ -85,8 +85,8 @@ VARIANTS: Mapping[str, Variant] = {
 
 
 def run_of(name: str, *, base: Path, seed: int, recipe: str = RECIPE, overrides: Sequence[str] = ()) -> RunConfig:
-    """The last phase of ``recipe`` that trains both passes, from this base, changed as ``overrides`` say and then as the
-    variant does: what it is named after is never overridden."""
+    """The last phase of ``recipe`` that trains both passes, from this base, changed by ``overrides`` and then as the
+    variant says: what it is named after is never overridden."""
     tables = load_recipe(recipe).last_of_both.tables()
     fixed = (f"model.base={json.dumps(str(base))}", f"train.seed={seed}")
     changed = parse_recipe(tables, name="ablation", overrides=[*fixed, *overrides, *VARIANTS[name].changes])
