@@ -24,7 +24,7 @@ def train(
         str | None,
         typer.Option(
             metavar="NAME|FILE",
-            help="mini, mini-control, mini-again, llava-1.5-7b, qwen3-vl-2b, one-gpu, or a TOML file.",
+            help="mini, mini-control, llava-1.5-7b, qwen3-vl-2b, one-gpu, or a TOML file.",
         ),
     ] = None,
     data: Annotated[

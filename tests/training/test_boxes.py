@@ -297,6 +297,13 @@ def test_as_a_source_of_training() -> None:
     shown = [are_towers_shown(source.example(0, np.random.default_rng(seed), step=0).image) for seed in range(200)]
     assert 0.7 < np.mean(shown) < 0.9
     assert one.caption is None
+    pixels = np.asarray(one.image)
+    for region in one.regions:
+        _, color, _, box = region.text.split()
+        left, top, right, bottom = (v * n for v, n in zip(region.box, one.image.size * 2, strict=True))
+        assert color_at(pixels, int(left + right) // 2, int(top + bottom) // 2) == color
+        assert NAMES.index(box) == int(left) // (SIDE + GAP)
+    assert {region.text.split()[-1] for region in one.regions} == set(NAMES)
     held = open_source(SourceConfig(name="b", kind="boxes", split="val"), root=None)
     first, again, next_ = (held.example(i, np.random.default_rng(s), step=0) for i, s in ((0, 1), (0, 2), (1, 1)))
     assert first.segments == again.segments != next_.segments

@@ -401,10 +401,3 @@ def test_scenes_from_the_settings() -> None:
         source(twins=-0.1)
     with pytest.raises(InputError, match="split is train or val, not 'test'"):
         source(split="test")
-
-
-def test_the_texts_are_those_that_training_shows() -> None:
-    texts = set(mixture(Numbered(3), SceneSource(size=24)).texts(np.random.default_rng(0)))
-    assert {"0", "1", "2"} <= texts
-    assert any("color" in t and "\n" in t for t in texts)
-    assert len(texts) > 4000

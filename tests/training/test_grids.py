@@ -17,6 +17,8 @@ from fwd2bot_training.data.grids import (
     ASKED_WHERE,
     CELL,
     COLORS,
+    COLUMNS,
+    ROWS,
     SHAPES,
     SIDE,
     STEPS,
@@ -26,6 +28,7 @@ from fwd2bot_training.data.grids import (
     ask,
     ask_where,
     describe,
+    regions,
     render,
     sample_grid,
 )
@@ -89,6 +92,20 @@ def test_half_of_the_questions_hold() -> None:
         answers += [c.holds(grid) for c in asked]
     assert len(answers) > 600
     assert abs(np.mean(answers) - 0.5) < 0.03
+
+
+def test_regions_name_what_is_seen_there() -> None:
+    grid = sample_grid(np.random.default_rng(3))
+    picture = render(grid, np.random.default_rng(0))
+    side = picture.width
+    found = {}
+    for region in regions(grid):
+        color, _, *place = region.text.split()
+        left, top, right, bottom = (round(side * share) for share in region.box)
+        assert np.asarray(picture.crop((left, top, right, bottom))).mean((0, 1)).argmax() == COLORS.index(color)
+        found[top // (side // 3), left // (side // 3)] = tuple(region.text.split()[:2])
+        assert place == [ROWS[top // (side // 3)], COLUMNS[left // (side // 3)]]
+    assert found == grid
 
 
 def test_where_a_chain_leads_to() -> None:

@@ -25,7 +25,7 @@ from fwd2bot_index import scenes
 from fwd2bot_index.errors import InputError
 from fwd2bot_index.model import Fwd2BotModel
 from fwd2bot_training.config import load_recipe, parse_recipe
-from fwd2bot_training.runner import run_recipe
+from fwd2bot_training.runner import run_recipe, texts_of
 
 TOY = ("train.steps=2", "train.batch_size=2", "train.micro_batch_size=1", "train.log_every=1", "data.workers=0")
 
@@ -122,8 +122,7 @@ def test_the_mini_recipe_at_toy_size(tmp_path: Path) -> None:
         table = pa.Table.from_pylist([{"image": cell, **column}] * rows)
         for split in ("train", "val", "test"):
             pq.write_table(table, tmp_path / name / f"{split}.parquet")
-    phases = ("vision", "base", "base-longer", "double-pass", "double-pass-longer", "double-pass-twins")
-    phases += ("second-pass",)
+    phases = [phase.name for phase in load_recipe("mini").phases]
     changes = [f"{phase}.train.{change}" for phase in phases for change in ("steps=2", "batch_size=2")]
     changes += ["data.workers=0", "validation.pictures=2", "train.precision='float32'"]
     out = tmp_path / "out"
@@ -134,6 +133,21 @@ def test_the_mini_recipe_at_toy_size(tmp_path: Path) -> None:
     begun = (out / "model/config.json").stat().st_mtime_ns
     run_recipe(load_recipe("mini", overrides=changes), root=tmp_path, out=out, quiet=True)
     assert (out / "model/config.json").stat().st_mtime_ns == begun, "a finished recipe is not trained again"
+
+
+def test_a_tokenizer_knows_the_words_of_every_phase() -> None:
+    scene = {"kind": "scenes", "weight": 1.0}
+    first = {"name": "first", "data": {"sources": {"boxes": {"kind": "boxes", "weight": 0.0}}}}
+    tables = {"data": {"sources": {"scenes": scene, "boxes": {"kind": "boxes"}}}, "phases": [first, {"name": "second"}]}
+    phases = parse_recipe(tables | {"model": {"base": "x"}}, name="x").phases
+    assert [len(p.data.sources) for p in phases] == [1, 2]
+    sources = [s for p in phases for s in p.data.sources]
+    texts = list(texts_of(sources, root=None, bad_rows="stop", seed=0))
+    assert any("tower" in t for t in texts)
+    assert sum(t.count("color") > 0 and "\n" in t for t in texts) > 1000
+    once = list(texts_of(sources[:1], root=None, bad_rows="stop", seed=0))
+    assert once == texts[: len(once)], "the source that two phases name is read once"
+    assert len(texts) < 2 * len(once)
 
 
 def toy_recipe(tmp_path: Path, **method: Any) -> dict[str, Any]:
@@ -174,7 +188,7 @@ SCRIPT = """
 import json, sys
 from pathlib import Path
 from fwd2bot_training.config import parse_recipe
-from fwd2bot_training.runner import run_recipe
+from fwd2bot_training.runner import run_recipe, texts_of
 run_recipe(parse_recipe(json.loads(sys.argv[1]), name="toy"), root=None, out=Path(sys.argv[2]), quiet=True)
 """
 

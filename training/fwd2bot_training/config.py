@@ -360,7 +360,7 @@ class Recipe:
 
 _TABLES = tuple(f.name for f in dataclasses.fields(RunConfig) if f.name != "name")
 _SOURCES = tuple[SourceConfig, ...]
-SHIPPED = ("mini", "mini-control", "mini-again", "llava-1.5-7b", "qwen3-vl-2b", "one-gpu")
+SHIPPED = ("mini", "mini-control", "llava-1.5-7b", "qwen3-vl-2b", "one-gpu")
 
 
 def load_recipe(name_or_path: str, *, overrides: Sequence[str] = ()) -> Recipe:

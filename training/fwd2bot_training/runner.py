@@ -16,9 +16,9 @@ import datetime
 import json
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -75,7 +75,15 @@ def run_recipe(recipe: Recipe, *, root: Path | None, out: Path, quiet: bool = Fa
                 print(f"phase {i + 1} of {len(recipe.phases)}: {phase.name}", file=sys.stderr)
             model = (out if last else folder) / _MODEL
             if not is_finished(folder, phase):
-                made = Phase(phase, root=root, folder=folder, model=model, processes=processes, quiet=quiet)
+                made = Phase(
+                    phase,
+                    root=root,
+                    folder=folder,
+                    model=model,
+                    processes=processes,
+                    vocabulary=[s for p in recipe.phases for s in p.data.sources],
+                    quiet=quiet,
+                )
                 made.train()
             if not leaves_checkpoint(phase):
                 model = None
@@ -93,16 +101,29 @@ class Phase:
         root: where relative paths of sources start.
         folder: takes the log, the states and the samples.
         model: becomes the folder of the checkpoint.
+        vocabulary: sources whose texts a tokenizer from scratch is trained on: those of every phase that goes on with
+            it. None of them: this phase's own.
     """
 
     def __init__(
-        self, run: RunConfig, *, root: Path | None, folder: Path, model: Path, processes: Processes, quiet: bool = False
+        self,
+        run: RunConfig,
+        *,
+        root: Path | None,
+        folder: Path,
+        model: Path,
+        processes: Processes,
+        vocabulary: Sequence[SourceConfig] = (),
+        quiet: bool = False,
     ) -> None:
         self.run, self.folder, self.model, self.processes = run, folder, model, processes
         folder.mkdir(parents=True, exist_ok=True)
         train, data = run.train, run.data
-        texts = _mixture(run, root, folder, None).texts
-        compressor = building.build_model(run, texts=lambda: texts(np.random.default_rng(train.seed)), folder=folder)
+        compressor = building.build_model(
+            run,
+            texts=lambda: texts_of(vocabulary or data.sources, root=root, bad_rows=data.bad_rows, seed=train.seed),
+            folder=folder,
+        )
         compressor.to(processes.device)
         counter = TokenCounter(compressor.processor.tokenizer)
         settings = Settings(
@@ -169,6 +190,16 @@ def open_sources(
 ) -> list[Source]:
     routing = Routing(max_caption_tokens=sys.maxsize, count_tokens=counter)  # every caption is looked for
     return [open_source(s, root=root, routing=routing, bad_rows="stop") for s in sources]
+
+
+def texts_of(
+    sources: Sequence[SourceConfig], *, root: Path | None, bad_rows: Literal["stop", "skip"], seed: int
+) -> Iterator[str]:
+    """Every text that training can show, for a tokenizer: of each source once, whatever phases name it; a sample of
+    those of endless sources."""
+    rng = np.random.default_rng(seed)
+    for source in {s.name: s for s in sources}.values():
+        yield from open_source(source, root=root, bad_rows=bad_rows).texts(rng)
 
 
 def _mixture(run: RunConfig, root: Path | None, folder: Path, counter: TokenCounter | None) -> Mixture:

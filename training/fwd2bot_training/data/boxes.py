@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from fwd2bot_index.config import MATCHING_PROMPT
-from fwd2bot_training.data.example import Endless, Example, Rng, Segment
+from fwd2bot_training.data.example import Endless, Example, Region, Rng, Segment
 
 COLORS: Final = {"black": (0, 0, 0), "blue": (0, 153, 255), "yellow": (255, 255, 0)}
 SHAPES: Final = ("circle", "square", "triangle")
@@ -96,7 +96,7 @@ class BoxSource(Endless):
             towers = bool(rng.random() < TOWERS_TRAINED)
         boxes = sample_boxes(rng, towers=towers)
         asked = (_segment(text, answer) for text, answer in ask(boxes, rng))
-        return Example(image=render(boxes), segments=(*asked, _described(boxes, rng)))
+        return Example(image=render(boxes), segments=(*asked, _described(boxes, rng)), regions=regions(boxes))
 
     def texts(self, rng: Rng) -> Iterator[str]:
         for _ in range(TEXTS_SAMPLED):
@@ -121,7 +121,7 @@ def are_towers(boxes: Boxes) -> bool:
 
 def render(boxes: Boxes) -> Image.Image:
     """RGB, 400 x 100 pixels."""
-    wide = len(boxes) * SIDE + (len(boxes) - 1) * GAP
+    wide = _width(boxes)
     canvas = Image.new("RGB", (wide * _OVERSAMPLED, SIDE * _OVERSAMPLED), BETWEEN)
     draw = ImageDraw.Draw(canvas)
     for place, box in enumerate(boxes):
@@ -131,6 +131,28 @@ def render(boxes: Boxes) -> Image.Image:
         for t in box:
             _draw(draw, t, start)
     return canvas.reduce(_OVERSAMPLED)
+
+
+def regions(boxes: Boxes) -> tuple[Region, ...]:
+    """Every thing, for the word loss."""
+    wide = _width(boxes)
+    return tuple(
+        Region(
+            box=(
+                (place * (SIDE + GAP) + t.x - RADII[t.size]) / wide,
+                (t.y - RADII[t.size]) / SIDE,
+                (place * (SIDE + GAP) + t.x + RADII[t.size]) / wide,
+                (t.y + RADII[t.size]) / SIDE,
+            ),
+            text=f"{t.size} {t.color} {t.shape} {name}",
+        )
+        for place, (name, box) in enumerate(zip(NAMES, boxes, strict=True))
+        for t in box
+    )
+
+
+def _width(boxes: Boxes) -> int:
+    return len(boxes) * SIDE + (len(boxes) - 1) * GAP
 
 
 def _draw(draw: ImageDraw.ImageDraw, t: Thing, start: int) -> None:

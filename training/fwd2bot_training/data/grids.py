@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw
 
-from fwd2bot_training.data.example import DESCRIBE, Endless, Example, Rng, Segment
+from fwd2bot_training.data.example import DESCRIBE, Endless, Example, Region, Rng, Segment
 
 COLORS = ("red", "green", "blue")
 SHAPES = ("circle", "square", "triangle")
@@ -89,7 +89,7 @@ class GridSource(Endless):
         located = [Segment(prompt=text, answer=answer, kind="where grid") for text, answer in ask_where(grid, rng)]
         described = rng.random() < DESCRIBED
         whole = [Segment(prompt=DESCRIBE, answer=describe(grid), kind="describe grid")] if described else []
-        return Example(image=render(grid, rng), segments=(*asked, *located, *whole))
+        return Example(image=render(grid, rng), segments=(*asked, *located, *whole), regions=regions(grid))
 
     def texts(self, rng: Rng) -> Iterator[str]:
         for _ in range(TEXTS_SAMPLED):
@@ -157,6 +157,17 @@ def describe(grid: Grid) -> str:
     """Everything in the grid, in reading order."""
     return ", ".join(
         f"{color} {shape} {ROWS[row]} {COLUMNS[column]}" for (row, column), (color, shape) in sorted(grid.items())
+    )
+
+
+def regions(grid: Grid) -> tuple[Region, ...]:
+    """What stands in each cell, for the word loss."""
+    return tuple(
+        Region(
+            box=(column / SIDE, row / SIDE, (column + 1) / SIDE, (row + 1) / SIDE),
+            text=f"{color} {shape} {ROWS[row]} {COLUMNS[column]}",
+        )
+        for (row, column), (color, shape) in sorted(grid.items())
     )
 
 

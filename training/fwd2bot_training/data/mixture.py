@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -139,11 +139,6 @@ class Mixture:
         """
         number = next(i for i, s in enumerate(self.sources) if s.name == name)
         return [self._example(number, i, step, i) for i in range(count)]
-
-    def texts(self, rng: Rng) -> Iterator[str]:
-        """Every text that training can show, for a tokenizer; a sample of those of endless sources."""
-        for source in self.sources:
-            yield from source.texts(rng)
 
     def _draw(self, step: int) -> tuple[int, int]:
         """The source of a step, and how many earlier steps drew it."""
