@@ -351,6 +351,24 @@ def test_counting_several_times_and_to_larger_numbers() -> None:
     assert 0 < alike["0"] < alike.total() / 3
 
 
+def test_relations_are_asked_several_times() -> None:
+    def asked(relations: int) -> Counter[tuple[str, int]]:
+        m = mixture(SceneSource(size=24, relations=relations), batch_size=300, max_segments=20)
+        found: Counter[tuple[str, int]] = Counter()
+        for e in m.batch(0)[1]:
+            assert len({s.prompt for s in e.segments}) == len(e.segments)
+            found.update(Counter(s.kind for s in e.segments).items())
+        return found
+
+    once, thrice = asked(1), asked(3)
+    for kind in ("relation", "side"):
+        assert {n for k, n in once if k == kind} == {1}
+        assert max(n for k, n in thrice if k == kind) == 3
+        assert len({n for k, n in thrice if k == kind}) > 1  # of two objects there are not always three to ask
+        assert thrice[kind, 3] > sum(thrice[kind, n] for n in (1, 2))
+    assert {n for k, n in thrice if k == "color"} == {1}
+
+
 def test_more_counts_leave_the_other_questions_as_they_were() -> None:
     few, many = (
         mixture(SceneSource(size=24, counts=counts), batch_size=200, max_segments=20).batch(0)[1] for counts in (1, 3)
@@ -387,14 +405,17 @@ def test_scenes_from_the_settings() -> None:
         "twins": 0.4,
         "favored": ("count",),
         "counts": 2,
+        "relations": 3,
         "alike": 0.1,
         "curriculum_steps": 9,
     }
     assert source(**keys, split="val") == SceneSource(name="s", **keys, held_out=True)
     with pytest.raises(InputError, match="favored has 'colour'; there are exist, count"):
         source(favored=("colour",))
-    with pytest.raises(InputError, match="counts from 1"):
+    with pytest.raises(InputError, match="counts and relations from 1"):
         source(counts=0)
+    with pytest.raises(InputError, match="counts and relations from 1"):
+        source(relations=0)
     with pytest.raises(InputError, match="twins and alike are shares"):
         source(relation_captions=1.5)
     with pytest.raises(InputError, match="twins and alike are shares"):

@@ -41,7 +41,7 @@ DRAWN: tuple[SourceKind, ...] = ("scenes", "grids", "boxes")
 """Sources that draw their pictures."""
 _SCENES_ALONE = (
     *("size", "partial_captions", "relation_captions", "hard_negatives", "twins", "favored", "counts", "alike"),
-    "curriculum_steps",
+    *("relations", "curriculum_steps"),
 )
 _KINDS_OF: dict[str, tuple[SourceKind, ...]] = {
     **dict.fromkeys(_SCENES_ALONE, ("scenes",)),
@@ -190,6 +190,7 @@ class SourceConfig:
     )
     favored: tuple[str, ...] = key((), "types of scene questions that are asked twice as often as the others")
     counts: int = key(1, "questions that a scene is asked where it is asked to count")
+    relations: int = key(1, "questions of `relation`, and of `side`, that a scene is asked where it is asked one")
     alike: float = key(0.0, "share of the scenes that have few colours and shapes, so more to count")
     curriculum_steps: int = key(0, "scenes grow from one object to six over these steps")
 
@@ -207,8 +208,10 @@ class SourceConfig:
         shares = (self.partial_captions, self.relation_captions, self.twins, self.alike)
         if not all(0 <= share <= 1 for share in shares):
             raise InputError(f"{where}: partial_captions, relation_captions, twins and alike are shares.")
-        if self.curriculum_steps < 0 or self.hard_negatives < 0 or self.counts < 1:
-            raise InputError(f"{where}: curriculum_steps and hard_negatives are numbers from 0, counts from 1.")
+        if self.curriculum_steps < 0 or self.hard_negatives < 0 or self.counts < 1 or self.relations < 1:
+            raise InputError(
+                f"{where}: curriculum_steps and hard_negatives are numbers from 0, counts and relations from 1."
+            )
         if unknown := sorted(set(self.favored) - set(QUESTION_TYPES)):
             raise InputError(f"{where}: favored has {unknown[0]!r}; there are {', '.join(QUESTION_TYPES)}.")
 

@@ -42,6 +42,9 @@ class SceneSource(Endless):
     counts: int = 1
     """Where a scene is asked to count, how many such questions; the budget takes them for one. From two on, all
     objects, every colour and shape that is there and one thing that is not are counted equally often."""
+    relations: int = 1
+    """Where a scene is asked a question of ``relation`` or ``side``, up to how many of that type; the budget takes them
+    for one. They are the last to be learned, and a yes or no tells little."""
     alike: float = 0.0
     """Share of the scenes (with ``twins``, of the pairs) that have few colours and shapes: in the others one
     question of counting in thirty is about more than three objects that are alike."""
@@ -126,7 +129,10 @@ class SceneSource(Endless):
             if types[i] == "count" and self.counts > 1:
                 asked += self._counts(scene, rng)
             elif q := scenes.ask(scene, types[i], rng):
-                asked.append(Segment(prompt=q.text, answer=q.answer, kind=q.type))
+                several = self.relations - 1 if types[i] in ("relation", "side") else 0
+                more = [found for _ in range(several) if (found := scenes.ask(scene, types[i], rng))]
+                different = {said.text: said for said in (q, *more)}
+                asked += [Segment(prompt=s.text, answer=s.answer, kind=s.type) for s in different.values()]
         return asked
 
     def _counts(self, scene: scenes.Scene, rng: Rng) -> list[Segment]:

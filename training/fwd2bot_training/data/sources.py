@@ -48,6 +48,7 @@ def open_source(
                 twins=config.twins,
                 favored=config.favored,
                 counts=config.counts,
+                relations=config.relations,
                 alike=config.alike,
                 curriculum_steps=config.curriculum_steps,
                 held_out=config.split == "val",
