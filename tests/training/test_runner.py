@@ -19,6 +19,7 @@ import pytest
 import tiny_models
 import torch
 from PIL import Image
+from transformers import AutoTokenizer
 from transformers.utils import logging
 
 from fwd2bot_index import scenes
@@ -114,7 +115,7 @@ def test_the_mini_recipe_at_toy_size(tmp_path: Path) -> None:
     columns = {
         "flickr8k": {"captions": ["a dog runs .", "two dogs ."]},
         "cifar100": {"word": "apple"},
-        **{n: {"qa": [{"question": "what?", "answer": "a box"}]} for n in ("visual7w", "easy_vqa", "shapes", "daquar")},
+        **{n: {"qa": [{"question": "what?", "answer": "a xylophone"}]} for n in ("visual7w", "easy_vqa", "shapes", "daquar")},
     }
     for name, column in columns.items():
         (tmp_path / name).mkdir()
@@ -127,6 +128,8 @@ def test_the_mini_recipe_at_toy_size(tmp_path: Path) -> None:
     changes += ["data.workers=0", "validation.pictures=2", "train.precision='float32'", "train.compile=false"]
     out = tmp_path / "out"
     check(run_recipe(load_recipe("mini", overrides=changes), root=tmp_path, out=out, quiet=True), 16)
+    tokenizer = AutoTokenizer.from_pretrained(out / "vision/tokenizer")
+    assert len(tokenizer.tokenize(" xylophone")) == 1, "a word that the first phase has no source for"
     last = out / "second-pass"
     assert [json.loads(v)["step"] for v in (last / "validation.jsonl").read_text().splitlines()] == [2]
     assert (last / "samples/samples.json").is_file()
