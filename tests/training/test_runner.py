@@ -112,10 +112,11 @@ def test_the_one_gpu_recipe_at_toy_size(tmp_path: Path) -> None:
 def test_the_mini_recipe_at_toy_size(tmp_path: Path) -> None:
     """All its phases, from random weights."""
     cell = {"bytes": jpeg(0), "path": None}
-    columns = {
+    asked = {"qa": [{"question": "what?", "answer": "a xylophone"}]}
+    columns: dict[str, Any] = {
         "flickr8k": {"captions": ["a dog runs .", "two dogs ."]},
         "cifar100": {"word": "apple"},
-        **{n: {"qa": [{"question": "what?", "answer": "a xylophone"}]} for n in ("visual7w", "easy_vqa", "shapes", "daquar")},
+        **dict.fromkeys(("visual7w", "easy_vqa", "shapes", "daquar"), asked),
     }
     for name, column in columns.items():
         (tmp_path / name).mkdir()
