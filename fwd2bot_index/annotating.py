@@ -182,7 +182,7 @@ class _Run:
         self._kind = kind
         snapshot = Snapshot.of(store)
         asked = FOUND if where is None else f"{snapshot.checked(where)} AND {FOUND}"
-        todo = snapshot.select(["uri", "id"], where=f"{asked} AND {column} IS NULL")
+        todo = snapshot.select(["uri", "id"], where=f"{asked} AND `{column}` IS NULL")
         self.already = snapshot.count(asked) - todo.num_rows
         self._uris = todo.column("uri")
         keys = content_keys(todo.column("id"))

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Final
 
 from fwd2bot_index.errors import InputError
+from fwd2bot_index.keys import is_text
 from fwd2bot_index.types import Answer, Compressor, Hit, JointAnswer
 
 if TYPE_CHECKING:
@@ -34,10 +35,12 @@ MAX_TOGETHER: Final = 512
 def check_question(question: str) -> None:
     """
     Raises:
-        InputError: it is empty or enormous.
+        InputError: it is empty, enormous or no text.
     """
     if not question.strip():
         raise InputError("The question is empty.")
+    if not is_text(question):
+        raise InputError("The question is not valid UTF-8.")
     if len(question) > MAX_QUESTION:
         raise InputError(f"The question has {len(question):,} characters; {MAX_QUESTION:,} are the most.")
 

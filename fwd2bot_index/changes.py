@@ -18,7 +18,8 @@ import pyarrow.compute as pc
 from fwd2bot_index.archives import archives_in, member_uri
 from fwd2bot_index.errors import NothingToIndexError
 from fwd2bot_index.formats import mended
-from fwd2bot_index.listing import FoundFile, Listing, is_recent
+from fwd2bot_index.keys import is_text
+from fwd2bot_index.listing import FoundFile, Listing, is_recent, is_under, prefixes
 from fwd2bot_index.store import KnownFiles
 from fwd2bot_index.types import SkippedFile
 
@@ -139,20 +140,20 @@ class _Covering:
 
     def __init__(self, listing: Listing, emptied: Iterable[SkippedFile]) -> None:
         self._listing = listing
-        self._emptied = [root.uri.rstrip(os.sep) + os.sep for root in emptied]
+        self._emptied = tuple(root.uri.rstrip(os.sep) + os.sep for root in emptied)
 
     def __call__(self, uri: str) -> bool:
-        return self._listing.covers(uri) and not any(uri.startswith(root) for root in self._emptied)
+        """Of a file under one of the roots."""
+        return self._listing.could_tell(uri) and not uri.startswith(self._emptied)
 
 
 def _emptied_roots(listing: Listing, known_uri: Any) -> list[SkippedFile]:
     """Every folder given by name that holds nothing, though it used to."""
     emptied = []
-    for root in listing.roots:
-        prefix = root.rstrip(os.sep) + os.sep
+    for root in filter(is_text, listing.barren):
         names = (listing.uris, listing.unopened, listing.archives, listing.waiting)
-        if not any(uri == root or uri.startswith((prefix, member_uri(root, ""))) for uris in names for uri in uris):
-            count = int(pc.sum(pc.starts_with(known_uri, prefix)).as_py() or 0)
+        if not any(is_under(uri, root) for uris in names for uri in uris):
+            count = int(pc.sum(pc.starts_with(known_uri, prefixes(root)[0])).as_py() or 0)
             if count:
                 reason = f"it is empty, but the index has {count} files from there; they are kept"
                 emptied.append(SkippedFile(uri=root, reason=reason))
@@ -167,11 +168,11 @@ def _nothing_found(listing: Listing, emptied: list[SkippedFile]) -> str:
 
 
 def _under_roots(listing: Listing, known_uri: Any) -> Mask:
-    under = np.zeros(len(known_uri), bool)
-    for root in listing.roots:
-        for prefix in (root.rstrip(os.sep) + os.sep, member_uri(root, "")):
+    roots = {root for root in listing.roots if is_text(root)}  # another is no name in an index
+    under = _mask(pc.is_in(known_uri, value_set=pa.array(sorted(roots), pa.string())))
+    for root in roots.difference(listing.uris):  # there may be thousands of files, each named itself
+        for prefix in prefixes(root):
             under |= _mask(pc.starts_with(known_uri, prefix))
-        under |= _mask(pc.equal(known_uri, root))
     return under
 
 

@@ -10,6 +10,17 @@ from fwd2bot_index.errors import InputError
 
 MAX_LENGTH: Final = 100_000
 """Characters."""
+MAX_TOKENS: Final = 64
+"""Between one AND, OR or comma and the next: what stands there is nested by the parser, and planning it takes a time and
+a stack that grow with the depth. 400 sums take longer than a minute, and 1,000 end the process."""
+MAX_DEPTH: Final = 32
+"""Brackets in brackets."""
+_TOKEN = re.compile(r"'(?:[^']|'')*'?|\"[^\"]*\"?|`[^`]*`?|--[^\n]*|[\w.]+|\S")
+_GROWING: Final = frozenset({
+    "array_repeat", "array_resize", "generate_series", "list_repeat", "list_resize", "lpad", "range", "regexp_replace",
+    "repeat", "replace", "rpad", "space",
+})  # fmt: skip
+"""Functions whose result may be many times what they are given: a few words of a stranger's would take gigabytes."""
 _UNKNOWN_COLUMN = re.compile(r"No field named ([^\s.,]+)\. ?(Did you mean '[^']+'\?)?")
 _UNEXPECTED = re.compile(r"found: (.+?)\)*$")
 _PREFIXES: Final = (
@@ -35,6 +46,8 @@ def check(condition: str, plan: Callable[[str], object], columns: Sequence[str])
         raise InputError(f"The condition (--where) has {len(condition):,} characters; {MAX_LENGTH:,} are the most.")
     if (end := _closing_too_much(condition)) is not None:
         raise InputError(f"The condition {condition!r} closes a bracket that it did not open, at character {end + 1}.")
+    if too_much := _too_much(condition):
+        raise InputError(f"The condition (--where) cannot be used: {too_much}.")
     whole = f"({condition}\n)"  # on a line of its own, or a comment would end it too
     try:
         plan(whole)
@@ -80,10 +93,34 @@ def _plans(condition: str, plan: Callable[[str], object]) -> bool:
     return True
 
 
+def _too_much(condition: str) -> str | None:
+    """What in it could take the process's memory, its stack, or minutes."""
+    counts, before = [0], ""
+    for found in _TOKEN.finditer(condition):
+        token = found.group().lower()
+        if token in "([":
+            if token == "(" and before.strip('"`') in _GROWING:
+                return f"the function {before} is not at hand"
+            counts.append(0)
+            if len(counts) > MAX_DEPTH:
+                return f"there are more than {MAX_DEPTH} brackets in each other"
+        elif token in ")]":
+            if len(counts) > 1:
+                counts.pop()
+        elif token in ("and", "or", ","):
+            counts[-1] = 0
+        elif not token.startswith("--"):
+            counts[-1] += 1
+            if counts[-1] > MAX_TOKENS:
+                return f"one of its parts, between AND, OR and commas, has more than {MAX_TOKENS} words and signs"
+        before = token
+    return None
+
+
 def _closing_too_much(condition: str) -> int | None:
     """Where a bracket closes that was not opened, outside of quotes and comments."""
     depth = 0
-    for token in re.finditer(r"'(?:[^']|'')*'?|\"[^\"]*\"?|`[^`]*`?|--[^\n]*|[()]", condition):
+    for token in _TOKEN.finditer(condition):
         depth += {"(": 1, ")": -1}.get(token.group(), 0)
         if depth < 0:
             return token.start()

@@ -79,7 +79,7 @@ def find_index(start: str | Path) -> Path:
     """
     folder = Path(os.path.abspath(start))
     for place in (folder, *folder.parents):
-        if (place / INDEX_FOLDER / "manifest.json").is_file():
+        if os.path.isfile(place / INDEX_FOLDER / "manifest.json"):  # Path's own raises where one may not look
             return place / INDEX_FOLDER
     raise IndexNotFoundError(
         f"There is no index in {folder} or above it: make one with `fwd2bot index FOLDER`, or name one with --index."
@@ -284,8 +284,9 @@ class Corpus:
         background = Background(searcher.background @ query)
         least = background.least(selection)
         needed = selection.skip + selection.top
-        pool = max(needed, min(max(5 * needed, DIVERSE_POOL), MAX_DIVERSE_POOL) if selection.diversity else 0)
-        pool = max(pool, least_pool)
+        # candidates are taken block by block, each large enough to choose from: so pages neither overlap nor leave out
+        block = min(max(5 * selection.top, DIVERSE_POOL), MAX_DIVERSE_POOL)
+        pool = max(-(-needed // block) * block if selection.diversity else needed, least_pool)
         wanted = pool + 8 * len(without)
         while True:
             addresses, scores = searcher.nearest(query, wanted, where=selection.where)
@@ -298,10 +299,13 @@ class Corpus:
             if complete or (len(kept) >= pool and _has_copies(selection, scores, kept[pool - 1], wanted)):
                 break
             wanted *= 2
-        if selection.diversity and kept:
-            kept = kept[:pool]
-            embeddings = searcher.embeddings(addresses[kept])
-            kept = [kept[i] for i in diversified(scores[kept], embeddings, needed, selection.diversity)]
+        if selection.diversity:
+            blocks = [kept[start : start + block] for start in range(0, min(len(kept), pool), block)]
+            kept = []
+            for candidates in blocks:
+                embeddings = searcher.embeddings(addresses[candidates])
+                order = diversified(scores[candidates], embeddings, needed - len(kept), selection.diversity)
+                kept += [candidates[i] for i in order]
         return [hits[i] for i in kept]
 
     def _reranked(self, hits: list[Hit], *, text: str, seconds: float | None) -> list[Hit]:

@@ -353,7 +353,12 @@ class _Run:
         return find_changes(listing, known, settled_ns=settled_ns)
 
     def _work(self, changes: Changes) -> None:
-        to_decode = changes.to_decode + self._check(changes)
+        self._decode_and_compress(changes.to_decode + self._check(changes), changes.known_ids)
+        if stranded := self._buffer.commit_and_take_stranded():
+            self._done -= len(stranded)
+            self._decode_and_compress([copy.uri for copy in stranded], frozenset())
+
+    def _decode_and_compress(self, to_decode: list[str], known_ids: frozenset[str]) -> None:
         if not to_decode:
             return
         if self._buffer.store is None and is_fitted(self._codec):
@@ -368,7 +373,7 @@ class _Run:
                 self._check_reachable(outcome)
                 if not isinstance(outcome, Decoded):
                     self._skip(outcome.uri, outcome.id, outcome.reason)
-                elif outcome.id in changes.known_ids or outcome.id in self._begun:
+                elif outcome.id in known_ids or outcome.id in self._begun:
                     self._copy(outcome.uri, outcome.id)
                 elif outcome.id in self._computed:
                     self._begun.add(outcome.id)

@@ -52,3 +52,12 @@ _ID_DIGITS: Final = 32
 _NIBBLE: Final = np.full(256, 255, np.uint8)
 for _value, _digit in enumerate("0123456789abcdef"):
     _NIBBLE[ord(_digit)] = _value
+
+
+def is_text(uri: str) -> bool:
+    """Whether it can be recorded: some file systems allow names that are no UTF-8."""
+    try:
+        uri.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -31,6 +31,7 @@ from fwd2bot_index.archives import (
     member_uri,
 )
 from fwd2bot_index.errors import ImageError, InputError
+from fwd2bot_index.keys import is_text
 from fwd2bot_index.object_stores import Objects, absolute, is_uri, parent
 from fwd2bot_index.patterns import Patterns
 from fwd2bot_index.types import SkippedFile
@@ -60,6 +61,8 @@ class Listing:
 
     roots: Sequence[str]
     """Absolute; folders and files."""
+    barren: list[str] = field(default_factory=list)
+    """Those under which nothing was found that was not found under one before."""
     uris: list[str] = field(default_factory=list)
     """The absolute path of each file, or ``ARCHIVE!/MEMBER``; in each folder in the order of names."""
     sizes: array[int] = field(default_factory=lambda: array("q"))
@@ -73,14 +76,15 @@ class Listing:
     waiting: set[str] = field(default_factory=set)
     """Archives that are being written."""
 
-    def covers(self, uri: str) -> bool:
-        """Whether a file of that name would have been found if it were still there."""
-        within = any(_is_under(uri, root) for root in self.roots)
-        return (
-            within
-            and not any(_is_under(uri, folder.uri) for folder in self.unlisted)
-            and not any(archive in self.waiting for archive in archives_in(uri))
+    def could_tell(self, uri: str) -> bool:
+        """Whether a file of that name, under one of the roots, would have been found if it were still there."""
+        return not any(is_under(uri, folder.uri) for folder in self.unlisted) and not any(
+            archive in self.waiting for archive in archives_in(uri)
         )
+
+    def found(self) -> int:
+        """How many files and archives, so far."""
+        return len(self.uris) + len(self.unopened) + len(self.archives) + len(self.waiting)
 
 
 def list_files(
@@ -121,7 +125,8 @@ def list_files(
     folders = []
     for root in roots:
         if is_uri(root):
-            lister.list_objects(root)
+            lister.name_object(root)
+            folders.append(root)
             continue
         try:
             status = os.stat(root)
@@ -136,7 +141,13 @@ def list_files(
         else:
             lister.name(root, status)
     for root in folders:
-        lister.walk(root)
+        before = listing.found()
+        if is_uri(root):
+            lister.list_objects(root)
+        else:
+            lister.walk(root)
+        if listing.found() == before:
+            listing.barren.append(root)
     for folder in listing.unlisted:
         if folder.uri in roots:
             raise InputError(f"{folder.uri} cannot be indexed: {folder.reason}.")
@@ -160,6 +171,8 @@ class _Lister:
         self._known_archives = known_archives
         self._settled_ns = settled_ns
         self._named: set[str] = set()
+        """Files that were named themselves, and the objects found so far where one may lie under several prefixes."""
+        self._may_meet_again = sum(map(is_uri, listing.roots)) > 1
         self._visited: set[tuple[int, int]] = set()
 
     def name(self, path: str, status: os.stat_result) -> None:
@@ -217,20 +230,25 @@ class _Lister:
                     self._add(path, status.st_size, status.st_mtime_ns)
             waiting += reversed(folders)
 
+    def name_object(self, uri: str) -> None:
+        """Add an object that was named itself, if there is one: listings know what lies below.
+
+        Raises:
+            ObjectStoreError: the store cannot be asked.
+        """
+        if Objects.at(uri).location.key and is_picture_name(uri):
+            with suppress(FileNotFoundError):
+                itself = Objects.at(parent(uri)).stat(posixpath.basename(uri))
+                self._named.add(uri)
+                self._add(uri, itself.size, itself.mtime_ns)
+
     def list_objects(self, root: str) -> None:
-        """Add what lies at or below a URI. Archives are not looked into, and told of.
+        """Add what lies below a URI. Archives are not looked into, and told of.
 
         Raises:
             ObjectStoreError: it cannot be listed to its end.
         """
-        objects = Objects.at(root)
-        found = objects.below()
-        if objects.location.key and is_picture_name(root):  # listings know what lies below, not the object itself
-            with suppress(FileNotFoundError):
-                itself = Objects.at(parent(root)).stat(posixpath.basename(root))
-                self._named.add(root)
-                self._add(root, itself.size, itself.mtime_ns)
-        for object_ in found:
+        for object_ in Objects.at(root).below():
             uri = f"{root}/{object_.name}"
             *folders, name = object_.name.split("/")
             hidden = any(part.startswith(".") or part.lower() in SYSTEM_FOLDERS for part in folders)
@@ -245,6 +263,8 @@ class _Lister:
                 continue
             if uri not in self._named and (not self._patterns or self._patterns.takes(object_.name)):
                 self._add(uri, object_.size, object_.mtime_ns)
+                if self._may_meet_again:
+                    self._named.add(uri)
 
     def _enters(self, name: str, path: str, cut: int) -> bool:
         return name.lower() not in SYSTEM_FOLDERS and path != self._leave_out and self._patterns.enters(path[cut:])
@@ -256,7 +276,7 @@ class _Lister:
             inside: what its members are called to the patterns, before their own names.
         """
         listing, found = self._listing, FoundFile(status.st_size, status.st_mtime_ns)
-        if not _is_text(path):
+        if not is_text(path):
             self._report_name(path)
             return
         if not self._patterns and self._known_archives.get(path) == found:
@@ -290,7 +310,7 @@ class _Lister:
             listing.archives[path] = found
 
     def _add(self, uri: str, size: int, mtime_ns: int) -> None:
-        if not uri.isascii() and not _is_text(uri):
+        if not uri.isascii() and not is_text(uri):
             self._report_name(uri)
             return
         listing = self._listing
@@ -336,13 +356,12 @@ def _is_picture(member: str) -> bool:
     return not any(folder.startswith(".") or folder.lower() in SYSTEM_FOLDERS for folder in folders)
 
 
-def _is_text(uri: str) -> bool:
-    try:
-        uri.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+def prefixes(root: str) -> tuple[str, ...]:
+    """How the names of what lies in a folder or an archive begin."""
+    within = root.rstrip(os.sep) + os.sep
+    return (within, member_uri(root, "")) if is_archive(root) else (within,)
 
 
-def _is_under(uri: str, folder: str) -> bool:
-    return uri == folder or uri.startswith((folder.rstrip(os.sep) + os.sep, member_uri(folder, "")))
+def is_under(uri: str, folder: str) -> bool:
+    """Whether that is the name of the folder or archive itself, or of something in it."""
+    return uri == folder or uri.startswith(prefixes(folder))

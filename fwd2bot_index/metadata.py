@@ -38,6 +38,11 @@ _EMPTY_IS_NULL: Final = pyarrow.csv.ConvertOptions(
 """And nothing else is: NA may be Namibia."""
 _OWN: Final = {name.lower() for name in OWN_COLUMNS}
 _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_SQL: Final = frozenset({
+    "all", "any", "current_date", "current_time", "current_timestamp", "exists", "false", "interval", "not", "null",
+    "select", "some", "trim", "true", "with",
+})  # fmt: skip
+"""Words that Lance's conditions take for something else than a column; all other words of SQL may be one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,21 +166,23 @@ def check_column_name(name: str) -> None:
     Raises:
         InputError: no filter could name it, or the index itself uses it.
     """
+    if problem := _name_problem(name):
+        raise InputError(f"The column {name!r} {problem}: choose another.")
+
+
+def _name_problem(name: str) -> str | None:
     if not _NAME.fullmatch(name):
-        raise InputError(f"The column {name!r} needs a plain name: letters, digits and _, no digit first.")
+        return "needs a plain name (letters, digits and _, no digit first)"
     if name.lower() in _OWN:
-        raise InputError(f"The column {name} has the name of a column of the index: choose another.")
+        return "has the name of a column of the index"
+    return "has a name that is a word of SQL" if name.lower() in _SQL else None
 
 
 def _check_names(path: Path, names: Sequence[str]) -> None:
     seen: set[str] = set()
     for name in names:
-        if not _NAME.fullmatch(name):
-            raise InputError(
-                f"The column {name!r} of {path} needs a plain name: letters, digits and _, no digit first."
-            )
-        if name.lower() in _OWN:
-            raise InputError(f"The column {name} of {path} has the name of a column of the index: rename it.")
+        if problem := _name_problem(name):
+            raise InputError(f"The column {name!r} of {path} {problem}: rename it.")
         if name.lower() in seen:
             raise InputError(f"{path} has two columns called {name}.")
         seen.add(name.lower())

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fwd2bot_index.errors import InputError
+from fwd2bot_index.keys import is_text
 from fwd2bot_index.payloads import Float32
 from fwd2bot_index.types import Hit, ImageInput
 
@@ -55,6 +56,8 @@ class Term:
             raise InputError(f"The weight of a term must be a number other than 0, not {self.weight}.")
         if self.text is not None and not self.text.strip():
             raise InputError("The text to search for is empty.")
+        if self.text is not None and not is_text(self.text):
+            raise InputError("The text to search for is not valid UTF-8.")
         if self.text is not None and len(self.text) > MAX_TEXT:
             raise InputError(f"The text to search for has {len(self.text):,} characters; {MAX_TEXT:,} are the most.")
 

@@ -105,7 +105,7 @@ class Searcher:
             self._table = table.combine_chunks()  # taking a few rows out of many chunks takes a millisecond more
         else:
             index, positions, names, files = self._trained
-            if files.version == self.snapshot.version:
+            if files.rows_of == self.snapshot.files:
                 self._rows, self._tail_address, self._names = positions, none, names
                 tail = np.zeros((0, index.settings.dim), np.float16)
             else:
@@ -281,7 +281,7 @@ def plan_of(store: IndexStore) -> SearchPlan:
         if (files := vector_files.described(store.place)) is not None:
             index, positions, _ = vector_files.read(store.place, files)
             tail = 0
-            if files.version != snapshot.version:
+            if files.rows_of != snapshot.files:
                 tail = int((~_at_present(positions, snapshot.pictures())[1]).sum())
             return SearchPlan(method=index.settings.kind, engine=engine(), built=files, tail=tail)
     except UnusableError as e:
@@ -333,6 +333,8 @@ def refresh_vectors(store: IndexStore) -> VectorFiles | None:
     """
     snapshot = Snapshot.of(store)
     if snapshot.vector_index is not None:
+        if snapshot.not_in_vector_index > TAIL_SHARE * len(snapshot):
+            store.index_vectors()
         return None
     if store.place.folder is None:
         if 2 * len(snapshot) * store.manifest.embedding_dim > FETCHED_BYTES:
@@ -412,6 +414,6 @@ def build_vectors(store: IndexStore, choice: Choice = "auto") -> VectorFiles | N
     seconds = time.perf_counter() - start
     try:
         names = snapshot.name_tables()
-        return vector_files.write(store.place, index, positions, names, version=snapshot.version, seconds=seconds)
+        return vector_files.write(store.place, index, positions, names, rows_of=snapshot.files, seconds=seconds)
     except (OSError, RuntimeError) as e:  # FAISS knows no kind of error but the latter
         raise IndexWriteError(f"The vector index in {store.place} could not be written: {e}.") from e

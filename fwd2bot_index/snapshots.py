@@ -8,6 +8,8 @@ Shapes: N rows, n rows asked for, E embedding size.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -64,6 +66,13 @@ class Snapshot:
     @cached_property
     def version(self) -> int:
         return int(self._dataset.version)
+
+    @cached_property
+    def files(self) -> str:
+        """A digest of the names of the files that hold the rows and say which are deleted. They are drawn at random, so
+        where it is the same, so are rows and addresses, in whatever table."""
+        pieces = self._read(lambda: [fragment.metadata.to_json() for fragment in self._dataset.get_fragments()])
+        return hashlib.sha256(json.dumps(pieces, sort_keys=True).encode()).hexdigest()
 
     def __len__(self) -> int:
         return int(self._read(partial(self._dataset.count_rows, filter=FOUND)))
@@ -187,6 +196,13 @@ class Snapshot:
         """The kind of Lance's own index of the embeddings; None: there is none."""
         found = self._read(self._dataset.describe_indices)
         return next((str(index.index_type) for index in found if "embedding" in index.field_names), None)
+
+    @property
+    def not_in_vector_index(self) -> int:
+        """Rows that came after it was trained; a search compares them one by one."""
+        found = self._read(self._dataset.describe_indices)
+        names = [index.name for index in found if "embedding" in index.field_names]
+        return sum(int(self._dataset.stats.index_stats(name)["num_unindexed_rows"]) for name in names)
 
     def nearest(self, query: Float32, k: int, where: str | None) -> tuple[UInt64, Float32]:
         """Addresses and cosines of the rows that Lance's own index finds nearest to ``query`` [E], best first; rows

@@ -60,12 +60,13 @@ from fwd2bot_index.config import Manifest
 from fwd2bot_index.errors import (
     Fwd2BotError,
     IndexCorruptedError,
+    IndexError_,
     IndexNotFoundError,
     IndexWriteError,
     InputError,
     ObjectStoreError,
 )
-from fwd2bot_index.keys import is_among, keys_of
+from fwd2bot_index.keys import is_among, is_text, keys_of
 from fwd2bot_index.payloads import Bytes, Float32
 from fwd2bot_index.places import LOCK, MANIFEST, Mark, Place
 from fwd2bot_index.product_codec import largest_file
@@ -351,6 +352,8 @@ class IndexStore:
             if place.folder is None:
                 place.names()  # a bucket that is not there is another matter
             raise IndexNotFoundError(f"There is no index in {place}: make one with `fwd2bot index FOLDER`.") from None
+        except PermissionError as e:
+            raise IndexError_(f"The index in {place} cannot be read: {e.strerror}.") from e
         except (OSError, ValueError) as e:
             raise corrupted(place, f"{place}/{MANIFEST} cannot be read: {e}") from e
         try:
@@ -423,7 +426,7 @@ class IndexStore:
         """The rows with one of these uris or ids, in no particular order; those that are not there are left out."""
         found: list[ImageRow] = []
         for column, keys in (("uri", uris), ("id", ids)):
-            for chunk in _chunks(list(dict.fromkeys(keys))):
+            for chunk in _chunks([key for key in dict.fromkeys(keys) if is_text(key)]):
                 found += self._image_rows(self._scan(self._images, filter=_is_in(column, chunk)))
         return found
 
@@ -591,7 +594,8 @@ class IndexStore:
 
     def hand_on(self, uris: Sequence[str]) -> None:
         """Before these files are removed: what the user's columns say of one goes to a file of the same content of
-        which they say nothing, as its new name is. Where there is none, or it is done already, nothing is written.
+        which they say nothing, as its new name is, or have nothing but answers to questions asked since. Where there is
+        none, or it is done already, nothing is written.
 
         Raises:
             IndexWriteError: nothing was changed.
@@ -605,23 +609,27 @@ class IndexStore:
         goes = pc.and_(goes, pc.is_in(known.id, value_set=known.id.filter(stays)))
         if not pc.any(goes).as_py():
             return
-        said, says_something = self._said(known.uri.filter(goes), names)
-        heirs, has_something = self._said(known.uri.filter(stays), names)
-        said, heirs = said.filter(says_something), heirs.filter(pc.invert(has_something))
+        answers = self._answer_columns()
+        said = self._user_rows(known.uri.filter(goes), names)
+        heirs = self._user_rows(known.uri.filter(stays), names)
+        said = said.filter(_any_valid(said, names))
+        heirs = heirs.filter(pc.invert(_any_valid(heirs, [name for name in names if name not in answers])))
         of: dict[str, list[int]] = {}
         for row, id_ in enumerate(said.column("id").to_pylist()):
             of.setdefault(id_, []).append(row)
         left = [of.get(id_) for id_ in heirs.column("id").to_pylist()]
         rows = pa.array([rows and (rows.pop(0) if len(rows) > 1 else rows[0]) for rows in left], pa.int64())
-        if rows.null_count < len(rows):
-            self.write_columns(heirs.column("uri").filter(rows.is_valid()), said.select(names).take(rows.drop_null()))
+        heirs, left_to = heirs.filter(rows.is_valid()), said.take(rows.drop_null())
+        now = {name: pc.coalesce(heirs.column(name), left_to.column(name)) for name in names}
+        gains = reduce(pc.or_, [pc.and_(heirs.column(name).is_null(), now[name].is_valid()) for name in names])
+        if pc.any(gains).as_py():
+            self.write_columns(heirs.column("uri").filter(gains), pa.table(now).filter(gains))
 
-    def _said(self, uris: Any, names: Sequence[str]) -> tuple[Any, Any]:
-        """The uri, id and user columns of these files, by name, and a mask of those of which anything is said."""
+    def _user_rows(self, uris: Any, names: Sequence[str]) -> Any:
+        """The uri, id and user columns of these files, by name."""
         chunks = _chunks(uris.to_pylist())
         scans = [self._scan(self._images, columns=["uri", "id", *names], filter=_is_in("uri", c)) for c in chunks]
-        table = pa.concat_tables(scans).sort_by("uri")
-        return table, reduce(pc.or_, [pc.is_valid(table.column(name)) for name in names])
+        return pa.concat_tables(scans).sort_by("uri")
 
     def annotations(self) -> dict[str, Annotation]:
         """What is asked in which column.
@@ -1039,6 +1047,12 @@ def _drop_old_versions(dataset: Any, *, unverified: bool = False) -> None:
     dataset.cleanup_old_versions(older_than=KEEP_VERSIONS, delete_unverified=unverified)
 
 
+def _any_valid(table: Any, names: Sequence[str]) -> Any:
+    """A mask of the rows that have something in one of these columns."""
+    nothing = pa.chunked_array([pa.array(np.zeros(len(table), bool))])
+    return reduce(pc.or_, [pc.is_valid(table.column(name)) for name in names], nothing)
+
+
 def _chunks(keys: list[str]) -> Iterator[list[str]]:
     for start in range(0, len(keys), KEYS_PER_FILTER):
         yield keys[start : start + KEYS_PER_FILTER]
@@ -1058,6 +1072,10 @@ def corrupted(place: Place, what: str) -> IndexCorruptedError:
     return IndexCorruptedError(f"The index in {place} is damaged: {what}. Delete the folder and index again.")
 
 
+_IN_CONDITION: Final = "Error applying filter expression"
+"""What Lance says of a division by 0, say, which it finds out about while it reads."""
+
+
 def or_corrupted(place: Place, read: Callable[[], T]) -> T:
     """Lance raises ValueError, OSError, RuntimeError and Arrow's own for data that is missing or damaged, and for a
     store that cannot be reached."""
@@ -1068,6 +1086,11 @@ def or_corrupted(place: Place, read: Callable[[], T]) -> T:
     except Exception as e:
         if problem := place.problem_of(e):
             raise ObjectStoreError(f"The index in {place} cannot be read: {problem}.") from e
+        if _IN_CONDITION in str(e):  # ours always can
+            problem = reason_of(e).split(_IN_CONDITION)[1].removeprefix(" to batch: ").removeprefix("Arrow error: ")
+            raise InputError(f"The condition cannot be decided for every picture: {problem}.") from e
+        if "Permission denied" in str(e):
+            raise IndexError_(f"The index in {place} cannot be read: Permission denied.") from e
         raise corrupted(place, reason_of(e)) from e
 
 

@@ -49,8 +49,8 @@ class VectorFiles:
 
     name: str
     settings: Settings
-    version: int
-    """Of the table of pictures, when the index was built."""
+    rows_of: str
+    """Which rows the addresses are of: :attr:`fwd2bot_index.snapshots.Snapshot.files`, when the index was built."""
     table_rows: int
     """Rows of the table that it covers; more than its pictures where several files have the same bytes."""
     created: str
@@ -83,10 +83,10 @@ class VectorFiles:
             found = cls(**{**fields, "settings": settings, "written": written})
         except (ValueError, TypeError, KeyError, IndexError) as e:
             raise UnusableError(f"its {_CURRENT} cannot be read") from e
-        numbers = (settings.rows, settings.dim, settings.candidates, *effort, found.table_rows, found.version)
+        numbers = (settings.rows, settings.dim, settings.candidates, *effort, found.table_rows)
         if not all(isinstance(n, int) and 0 < n < _MAX_ROWS for n in numbers) or len(effort) != len(DEPTHS):
             raise UnusableError(f"its {_CURRENT} has numbers that cannot be")
-        if settings.kind not in KINDS or not str(found.name).isalnum():
+        if settings.kind not in KINDS or not str(found.name).isalnum() or not isinstance(found.rows_of, str):
             raise UnusableError(f"its {_CURRENT} is of no kind that this version knows")
         return found
 
@@ -154,7 +154,7 @@ def read(place: Place, files: VectorFiles) -> tuple[TrainedIndex, Positions, Hit
 
 
 def write(
-    place: Place, index: TrainedIndex, positions: Positions, names: Iterable[Any], *, version: int, seconds: float
+    place: Place, index: TrainedIndex, positions: Positions, names: Iterable[Any], *, rows_of: str, seconds: float
 ) -> VectorFiles:
     """Put a vector index in the place of the one before; ``names`` are Arrow's ``HIT_COLUMNS`` of all of its rows,
     piece by piece."""
@@ -163,7 +163,7 @@ def write(
     assert place.folder is not None
     folder = place.folder / FOLDER
     folder.mkdir(exist_ok=True)
-    name = f"{index.settings.kind.replace('-', '')}{version}x{secrets.token_hex(4)}"
+    name = f"{index.settings.kind.replace('-', '')}x{secrets.token_hex(8)}"
     index_path, rows_path, names_path = paths = _paths(folder, name)
     index.write(index_path)
     save_file({name: getattr(positions, name) for name in _ARRAYS}, rows_path)
@@ -171,7 +171,7 @@ def write(
     files = VectorFiles(
         name=name,
         settings=index.settings,
-        version=version,
+        rows_of=rows_of,
         table_rows=len(positions.address),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         seconds=round(seconds, 1),

@@ -122,6 +122,17 @@ class WriteBuffer:
             self._rows, self._tokens, self._waiting_bytes = [], {}, 0
         self._last_commit = time.perf_counter()
 
+    def commit_and_take_stranded(self) -> list[Copy]:
+        """Commit, and give up the copies whose original is nowhere: those of a picture that had a row when the run
+        began, which a commit since then has overwritten, as happens where files change names with each other.
+
+        Raises:
+            IndexWriteError: see :meth:`commit`.
+        """
+        self.commit()
+        stranded, self._copies = self._copies, []
+        return stranded
+
     def _resolve_copies(self) -> None:
         if not self._copies:
             return

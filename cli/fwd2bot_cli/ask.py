@@ -92,7 +92,7 @@ def ask(
                 output.json(_document(question, query, []))
             return
     if together:
-        _show_together(output, question, query, opened.ask_together(question, hits), as_json=as_json or as_lines)
+        _show_together(output, question, query, opened.ask_together(question, hits), as_json=as_json, as_lines=as_lines)
         return
     answers = opened.ask_each(question, hits, choices=among)
     if as_lines:
@@ -128,13 +128,15 @@ def _ask_outside(
     return {"answer": text, "confidence": confidence, "path": absolute(image), "indexed": False}
 
 
-def _show_together(output: Output, question: str, query: str | None, answer: JointAnswer, *, as_json: bool) -> None:
+def _show_together(
+    output: Output, question: str, query: str | None, answer: JointAnswer, *, as_json: bool, as_lines: bool
+) -> None:
     rests_on = answer.rests_on
-    if as_json:
+    if as_json or as_lines:
         pictures = [
             {**hit_as_dict(hit), "weight": weight} for hit, weight in zip(answer.hits, answer.weights, strict=True)
         ]
-        output.json(
+        (output.json_line if as_lines else output.json)(
             {
                 "question": question,
                 "query": query,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -65,7 +66,7 @@ def index(
     model alone, and a plain loop over the same model as one would write it with transformers.
     """
     for path in paths:
-        if not path.exists():
+        if not os.path.exists(path):
             raise InputError(f"There is no folder or file {shown(path)} to index.")
     from fwd2bot_eval.bench_stages import measure_stages
     from fwd2bot_index.model import Fwd2BotModel

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import cache, partial
@@ -155,9 +156,8 @@ def index(
     output = session.output
     place = index_to_write(index)
     for path in paths:
-        if (
-            not is_uri(path) and not Path(path).exists()
-        ):  # indexing would say so too, but only after a model was downloaded
+        # indexing would say so too, but only after a model was downloaded
+        if not is_uri(path) and not os.path.exists(path):
             raise InputError(f"There is no folder or file {shown(path)} to index.")
     choice, codec = _settings(place, model=model, revision=revision, num_tokens=num_tokens, codec=codec)
     choice = replace(choice, dtype=dtype, compile=compile_layers)

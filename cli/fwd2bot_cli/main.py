@@ -114,6 +114,9 @@ def main(arguments: Sequence[str], session: Session | None = None) -> int:
         code = EXIT_INTERRUPTED
     except BrokenPipeError:
         code = EXIT_ERROR
+    except OSError as e:  # a full disk, most likely that of the output
+        _report(session, f"{e.strerror or e}{f': {e.filename}' if e.filename else ''}.")
+        code = EXIT_ERROR
     except Fwd2BotError as e:
         _report(session, str(e))
         code = EXIT_USAGE if isinstance(e, InputError) else EXIT_ERROR
@@ -132,9 +135,11 @@ def _report(session: Session, sentence: str) -> None:
 
 def _flush(code: int) -> int:
     """A reader that had enough (``| head``) must not make Python complain at exit."""
+    if sys.stdout is None:  # closed by whoever started this
+        return code
     try:
         sys.stdout.flush()
-    except BrokenPipeError:
+    except OSError:  # nobody reads any more, or the disk is full
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_ERROR
     return code

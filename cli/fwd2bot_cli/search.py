@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 from dataclasses import asdict
 from datetime import date
 from pathlib import Path
@@ -177,7 +179,7 @@ def _terms(given: Sequence[str] | None, *, kind: Literal["text", "image", "like"
 
     terms = []
     for text in given or ():
-        what, weight = (text, 1.0) if kind != "text" and Path(text).exists() else weighted(text)
+        what, weight = (text, 1.0) if kind != "text" and os.path.exists(text) else weighted(text)
         if kind == "image" and not picture_exists(what):
             raise InputError(f"There is no picture {shown(what)}.")
         part: dict[str, Any] = {kind: what}
@@ -196,7 +198,9 @@ def _term_as_dict(term: Term) -> dict[str, object]:
 
 
 def _plain(value: object) -> object:
-    """As JSON has it: dates and times in ISO's form."""
+    """As JSON has it: dates and times in ISO's form, and no number that is none."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
     return value.isoformat() if isinstance(value, date) else value
 
 

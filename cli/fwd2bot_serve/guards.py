@@ -95,7 +95,7 @@ class Guard:
         try:
             headers = Headers(scope=scope)
             self._check_host(headers)
-            self._check_origin(scope["method"], headers)
+            self._check_origin(scope, headers)
             self._check_token(scope["path"], headers)
             body = await self._body(headers, receive)
             taken = len(body)
@@ -115,11 +115,12 @@ class Guard:
         if name not in (*LOOPBACK, self._settings.host, *self._settings.allowed_hosts) and not _is_address(name):
             raise _RefusedError(421, "host", "This server does not go by that name: --allow-host NAME makes it do so.")
 
-    def _check_origin(self, method: str, headers: Headers) -> None:
-        origin = headers.get("origin")
-        if method in _SAFE or origin is None:
-            return
-        if urlsplit(origin).netloc != headers.get("host", ""):
+    def _check_origin(self, scope: Scope, headers: Headers) -> None:
+        origin, site = headers.get("origin"), headers.get("sec-fetch-site")
+        elsewhere = origin is not None and scope["method"] not in _SAFE and _netloc(origin) != headers.get("host", "")
+        # a picture on another's page asks by GET; browsers say where it is. A link to the page itself is welcome
+        entrance = scope["path"] in _OPEN or scope["path"].startswith(PAGE)
+        if elsewhere or (site in ("cross-site", "same-site") and not entrance):
             raise _RefusedError(403, "forbidden", "Pages of other sites may not use this server.")
 
     def _check_token(self, path: str, headers: Headers) -> None:
@@ -204,6 +205,14 @@ def _name(host: str) -> str:
     """Of a Host header, without the port."""
     try:
         return urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return ""
+
+
+def _netloc(origin: str) -> str:
+    """Of an Origin header: host and port."""
+    try:
+        return urlsplit(origin).netloc
     except ValueError:
         return ""
 

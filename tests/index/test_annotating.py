@@ -161,6 +161,7 @@ def test_another_question_needs_another_column(store: IndexStore) -> None:
         ("a?", "a", ["yes", "yes"], "'yes' is there twice"),
         ("a?", "a", [str(i) for i in range(101)], "101 choices"),
         ("a?", "1a", None, "plain name"),
+        ("a?", "true", None, "a word of SQL"),
         ("a?", "width", None, "a column of the index"),
         ("a?", "STATUS", None, "a column of the index"),
     ],

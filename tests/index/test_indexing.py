@@ -19,6 +19,7 @@ from fakes import FakeModel
 from pictures import BLUE, GREEN, RED, encoded, noise, plain, write
 
 from fwd2bot_index import indexing, store, write_buffer
+from fwd2bot_index.decoding import content_id
 from fwd2bot_index.errors import (
     IndexCorruptedError,
     IndexMismatchError,
@@ -29,6 +30,7 @@ from fwd2bot_index.errors import (
 from fwd2bot_index.indexing import Progress, index_images, sample_first
 from fwd2bot_index.store import IndexStore
 from fwd2bot_index.types import Compressor, ImageInput, IndexReport, ModelIdentity, SummaryTokens
+from fwd2bot_index.verifying import verify
 
 IDENTITY = ModelIdentity(name="fake", revision=None, fingerprint="fake-1")
 
@@ -178,6 +180,23 @@ def test_two_files_swap_names(corpus: Corpus) -> None:
     assert corpus.found() == {"red.png": "blue", "sub/green.png": "green", "blue.png": "red"}
 
 
+@pytest.mark.parametrize("commit_seconds", [0.0, 10.0])
+def test_files_that_are_numbered_anew(corpus: Corpus, commit_seconds: float) -> None:
+    # each takes the name of another, so a commit in between overwrites the row that the next would be a copy of
+    corpus.write({f"IMG_{n}.png": plain((20 * n, 9, 200 - 20 * n)) for n in range(6)})
+    corpus.index()
+    for n in reversed(range(6)):
+        (corpus.photos / f"IMG_{n}.png").rename(corpus.photos / f"IMG_{n + 1}.png")
+    assert counts(corpus.index(commit_seconds=commit_seconds)) == {
+        "updated": 5, "added": 1, "removed": 1, "unchanged": 3,
+    }  # fmt: skip
+    known = corpus.store.known_files()
+    assert dict(zip(known.uri.to_pylist(), known.id.to_pylist(), strict=True)) == {
+        str(path): content_id(path.read_bytes()) for path in corpus.photos.rglob("*.png")
+    }
+    assert verify(corpus.store).whole
+
+
 # ---- what is gone
 
 
@@ -247,6 +266,13 @@ def test_a_picture_that_goes_bad_is_found_no_more(corpus: Corpus) -> None:
     assert counts(corpus.index()) == {"unchanged": 2, "skipped": 1}
     assert set(corpus.found()) == {"sub/green.png", "blue.png"}
     assert corpus.store.stats().pictures == 2
+
+
+def test_a_folder_whose_name_ends_like_that_of_an_archive_in_a_uri(corpus: Corpus) -> None:
+    corpus.write({"Party/a.png": plain(RED, (9, 9)), "Party!/b.png": plain(BLUE, (9, 9))})
+    corpus.index()
+    assert counts(corpus.index(corpus.photos / "Party", model=unwanted)) == {"unchanged": 1}
+    assert {"Party/a.png", "Party!/b.png"} <= set(corpus.found())
 
 
 def test_a_file_that_could_not_be_read_is_tried_again(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:

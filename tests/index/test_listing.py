@@ -12,7 +12,7 @@ from pictures import write
 
 from fwd2bot_index import listing as listing_module
 from fwd2bot_index.errors import InputError
-from fwd2bot_index.listing import list_files
+from fwd2bot_index.listing import is_under, list_files
 
 
 def names(root: Path, *paths: Path) -> list[str]:
@@ -77,7 +77,7 @@ def test_pipes_sockets_and_folders_named_like_images_are_no_files(tmp_path: Path
         list_files([tmp_path / "pipe.jpg"])
 
 
-def test_a_folder_that_cannot_be_listed_is_named_and_covers_nothing(
+def test_a_folder_that_cannot_be_listed_is_named_and_tells_nothing_of_what_is_gone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # root may list everything, so the system's refusal is played
@@ -94,17 +94,26 @@ def test_a_folder_that_cannot_be_listed_is_named_and_covers_nothing(
     listing = list_files([tmp_path])
     assert listing.uris == [str(tmp_path / "a.jpg")]
     assert [(s.uri, s.reason) for s in listing.unlisted] == [(locked, "it cannot be listed: Permission denied")]
-    assert listing.covers(str(tmp_path / "gone.jpg"))
-    assert not listing.covers(locked + "/b.jpg")
+    assert listing.could_tell(str(tmp_path / "gone.jpg"))
+    assert not listing.could_tell(locked + "/b.jpg")
     with pytest.raises(InputError, match="locked cannot be indexed"):
         list_files([locked])
 
 
-def test_what_lies_elsewhere_is_not_covered(tmp_path: Path) -> None:
-    write(tmp_path, dict.fromkeys(["a/x.jpg", "ab/y.jpg"], b"x"))
-    listing = list_files([tmp_path / "a"])
-    assert listing.covers(str(tmp_path / "a" / "gone.jpg"))
-    assert not listing.covers(str(tmp_path / "ab" / "y.jpg"))
+def test_what_lies_under_a_folder_or_an_archive() -> None:
+    assert is_under("/a", "/a")
+    assert is_under("/a/x.jpg", "/a")
+    assert is_under("/x.jpg", "/")
+    assert not is_under("/ab/x.jpg", "/a")
+    assert is_under("/a.zip!/x.jpg", "/a.zip")
+    assert not is_under("/a!/x.jpg", "/a")  # a folder of that name
+
+
+def test_roots_under_which_nothing_else_was_found(tmp_path: Path) -> None:
+    write(tmp_path, {"a/b/x.jpg": b"x"})
+    (tmp_path / "c").mkdir()
+    roots = [tmp_path / "a" / "b" / "x.jpg", tmp_path / "a", tmp_path / "c"]
+    assert list_files(roots).barren == [str(tmp_path / "a"), str(tmp_path / "c")]
 
 
 def test_a_name_that_is_not_text_is_reported(tmp_path: Path) -> None:

@@ -361,6 +361,16 @@ def test_one_object_and_patterns(bucket: Bucket) -> None:
     assert uris(place) == [f"{bucket.uri}/a/red.png", f"{bucket.uri}/b/blue.png"]
 
 
+@pytest.mark.parametrize("second", ["a", "a/red.png"])
+def test_prefixes_that_lie_in_each_other(bucket: Bucket, second: str) -> None:
+    bucket.put(pictures("a/red", "a/green", "b/blue"))
+    place = f"{bucket.uri}/index"
+    for first in range(2):
+        roots = [f"{bucket.uri}/{second}", bucket.uri]
+        report = index_images(roots[::-1] if first else roots, place, FakeModel(), model_identity=IDENTITY)
+        assert (report.added, report.unchanged) == ((0, 3) if first else (3, 0))
+
+
 def test_the_index_is_no_picture_of_itself(bucket: Bucket) -> None:
     bucket.put(pictures("red"))
     place = f"{bucket.uri}/.fwd2bot"

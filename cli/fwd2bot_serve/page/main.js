@@ -96,7 +96,8 @@ function like(shown, weight) {
 }
 
 function neighbour(by) {
-  const at = grid.pictures.findIndex((one) => one.id === picture.shown?.id);
+  let at = grid.pictures.indexOf(picture.shown); // first, as files with the same bytes share an id
+  if (at < 0) at = grid.pictures.findIndex((one) => one.id === picture.shown?.id);
   return at < 0 ? undefined : grid.pictures[at + by];
 }
 
