@@ -186,8 +186,9 @@ class StageAdapters:
             self.activate(before)
 
     @property
-    def rank(self) -> int:
-        return int(next(iter(self._configs.values())).r)
+    def settings(self) -> LoraSettings:
+        config = next(iter(self._configs.values()))
+        return LoraSettings(rank=int(config.r), alpha=float(config.lora_alpha), dropout=float(config.lora_dropout))
 
     def parameters(self, stage: Stage) -> list[nn.Parameter]:
         """The LoRA weights of one stage."""

@@ -11,8 +11,8 @@ from fwd2bot_index.errors import InputError
 MAX_LENGTH: Final = 100_000
 """Characters."""
 MAX_TOKENS: Final = 64
-"""Between one AND, OR or comma and the next: what stands there is nested by the parser, and planning it takes a time and
-a stack that grow with the depth. 400 sums take longer than a minute, and 1,000 end the process."""
+"""Between one AND, OR or comma and the next: what stands there is nested by the parser, and the time and the stack that
+planning takes grow with the depth. 400 sums take longer than a minute, and 1,000 end the process."""
 MAX_DEPTH: Final = 32
 """Brackets in brackets."""
 _TOKEN = re.compile(r"'(?:[^']|'')*'?|\"[^\"]*\"?|`[^`]*`?|--[^\n]*|[\w.]+|\S")

@@ -166,10 +166,21 @@ class Decoder:
         self._process = _start()
 
     def decode(self, uri: str, *, max_side: int | None, seconds: float) -> Outcome:
-        """What became of the file; restarts the process where that killed it.
+        """What became of the file; restarts the process where that killed it. A file whose decoder dies is tried once
+        more: the system may have ended it for want of memory that others had taken.
 
         Raises:
             Fwd2BotError: the process died before it was ready for any file.
+        """
+        try:
+            return self._decode(uri, max_side=max_side, seconds=seconds, last=False)
+        except _WorkerDied:
+            return self._decode(uri, max_side=max_side, seconds=seconds, last=True)
+
+    def _decode(self, uri: str, *, max_side: int | None, seconds: float, last: bool) -> Outcome:
+        """
+        Raises:
+            _WorkerDied: the process did; only where it is not the ``last`` try.
         """
         content: str | None = None
         late = threading.Event()
@@ -206,6 +217,8 @@ class Decoder:
                 ) from None
             code = self._process.returncode
             self._restart()
+            if not (last or late.is_set() or self._killed):
+                raise
             reason = (
                 f"it took more than {seconds:g} s to decode" if late.is_set() else f"it killed the decoder ({code})"
             )

@@ -27,7 +27,7 @@ from PIL import Image, UnidentifiedImageError, features
 
 from fwd2bot_index.archives import read_member, split_uri
 from fwd2bot_index.errors import ImageError, InputError, ObjectStoreError
-from fwd2bot_index.formats import jxl_size, plugin_format
+from fwd2bot_index.formats import NO_AVIF, jxl_size, plugin_format
 from fwd2bot_index.object_stores import is_uri, read_object
 
 MAX_SIDE: Final = 2048
@@ -224,7 +224,7 @@ def _deep_to_rgb(image: Image.Image) -> Image.Image:
 
 def _unidentified(data: bytes) -> str:
     if data[4:12] == b"ftypavif" and not features.check("avif"):
-        return "this build of Pillow does not read AVIF; pip install --upgrade pillow"
+        return NO_AVIF
     return "it is not an image that can be read"
 
 

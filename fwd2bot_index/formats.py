@@ -15,6 +15,10 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Final
 
+from PIL import features
+
+NO_AVIF: Final = "this build of Pillow does not read AVIF; pip install --upgrade pillow"
+"""Why such a picture is skipped where Pillow was built without it."""
 _HEIC_BRANDS: Final = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevm", b"hevs", b"hevx"})
 _AVIF_BRANDS: Final = frozenset({b"avif", b"avis"})
 _JXL_STREAM: Final = b"\xff\x0a"
@@ -56,8 +60,10 @@ def plugin_format(data: bytes) -> PluginFormat | None:
 
 
 def mended() -> list[str]:
-    """The reasons for which pictures were skipped that are none any more, since the plug-in is there."""
-    return [kind.missing for kind in (_HEIC, _JXL) if kind.is_installed()]
+    """The reasons for which pictures were skipped that are none any more, since the plug-in, or a Pillow with AVIF, is
+    there."""
+    reasons = [kind.missing for kind in (_HEIC, _JXL) if kind.is_installed()]
+    return [*reasons, NO_AVIF] if features.check("avif") else reasons
 
 
 def jxl_size(data: bytes) -> tuple[int, int] | None:

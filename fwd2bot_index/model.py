@@ -128,11 +128,14 @@ class Fwd2BotModel(nn.Module):
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
         num_summary_tokens: int | None = None,
+        attention: str | None = None,
+        quantization: Any = None,
     ) -> Self:
         """Load for inference: the bundled model (None or ``default``), a checkpoint folder, or any supported LVLM.
 
         A plain LVLM is used training-free and then writes ``num_summary_tokens`` pooled tokens (default 16). The device
-        is CUDA where there is one; the dtype bfloat16 there and float32 on a CPU.
+        is CUDA where there is one; the dtype bfloat16 there and float32 on a CPU. ``attention`` and ``quantization`` of
+        the base are as in :func:`load_base`.
 
         Raises:
             ModelError: not found, no network, broken files, or a family that cannot work; one sentence, what to do.
@@ -140,7 +143,9 @@ class Fwd2BotModel(nn.Module):
         checkpoint = resolve(name_or_path, revision=revision, num_summary_tokens=num_summary_tokens)
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
-        base, processor = load_base(checkpoint.name, checkpoint.base_folder, dtype=dtype)
+        base, processor = load_base(
+            checkpoint.name, checkpoint.base_folder, dtype=dtype, attention=attention, quantization=quantization
+        )
         model = cls(base, processor, checkpoint.config, checkpoint=checkpoint)
         if checkpoint.config.mode == "trained":
             model._load_summary_tokens(checkpoint.folder / SUMMARY_TOKENS_FILE)
@@ -289,9 +294,9 @@ class Fwd2BotModel(nn.Module):
         return self.config.caption_prompt
 
     @property
-    def lora_rank(self) -> int | None:
+    def lora_settings(self) -> LoraSettings | None:
         """Of the adapters; None without any."""
-        return self._adapters.rank if self._adapters else None
+        return self._adapters.settings if self._adapters else None
 
     @property
     def decode_side(self) -> int:
@@ -386,7 +391,7 @@ class Fwd2BotModel(nn.Module):
         """
         tokens = tokens.to(self.device)
         m, k, _ = tokens.shape
-        said = [*prompts.completion_ids(self.processor, answer), self._stop_tokens()[0]] if answer else []
+        said = [*prompts.completion_ids(self.processor, answer), self._end_token] if answer else []
         if m < 2 or not said:
             return torch.zeros(m)
 
@@ -428,7 +433,7 @@ class Fwd2BotModel(nn.Module):
     def _answer(self, tokens: torch.Tensor, ids: torch.Tensor, mask: torch.Tensor, max_new_tokens: int) -> Replies:
         if max_new_tokens < 1:
             raise InputError(f"max_new_tokens must be at least 1, not {max_new_tokens}.")
-        stop = torch.tensor(self._stop_tokens(), device=self.device)
+        stop = torch.tensor(self.stop_tokens(), device=self.device)
         with self.stage("generate"):
             output = self._second(tokens, ids, mask, use_cache=True, logits_to_keep=1)
             token, logprob = self._best(output.logits)
@@ -460,7 +465,7 @@ class Fwd2BotModel(nn.Module):
             raise InputError("There are no completions to score.")
         tokens = tokens.to(self.device)
         ids, mask = self.prepare_prompts(prompt, len(tokens), num_tokens=tokens.shape[1])
-        end = self._stop_tokens()[:1] if ended else []
+        end = [self._end_token] if ended else []
         said = [[*prompts.completion_ids(self.processor, completion), *end] for completion in completions]
         scores = []
         with self._threads_for("generate"), self.stage("generate"):
@@ -837,12 +842,18 @@ class Fwd2BotModel(nn.Module):
 
     # ---- pictures, prompts and answers ----
 
-    def _stop_tokens(self) -> list[int]:
+    def stop_tokens(self) -> list[int]:
         """Chat models end a turn with another token than their tokenizer's EOS: both stop."""
         generation = getattr(self.base, "generation_config", None)
         configured = getattr(generation, "eos_token_id", None)
         ids = configured if isinstance(configured, list) else [configured]
         return sorted({i for i in [*ids, self.processor.tokenizer.eos_token_id] if i is not None})
+
+    @property
+    def _end_token(self) -> int:
+        """What ends an answer: the tokenizer's EOS, as in training, and not whatever else stops one."""
+        end = self.processor.tokenizer.eos_token_id
+        return self.stop_tokens()[0] if end is None else int(end)
 
     def _best(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """[B] and [B], float32: the likeliest next token after the last position of [B, T, V], and its log-probability;

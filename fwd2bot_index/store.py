@@ -246,6 +246,13 @@ class Fragment:
     columns: Sequence[str]
     row_bytes: int
     fragment: Any
+    dataset: Any
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the latest version of the table has it still: another process may rewrite it and sweep."""
+        or_corrupted(self.place, self.dataset.checkout_latest)
+        return any(self.file.endswith(f"/{f.data_files()[0].path}") for f in self.dataset.get_fragments())
 
     @property
     def rows(self) -> int:
@@ -844,7 +851,9 @@ class IndexStore:
         or_corrupted(self.place, dataset.checkout_latest)
         for fragment in or_corrupted(self.place, dataset.get_fragments):
             file = f"{name}/data/{fragment.data_files()[0].path}"
-            yield Fragment(place=self.place, file=file, columns=columns, row_bytes=row_bytes, fragment=fragment)
+            yield Fragment(
+                place=self.place, file=file, columns=columns, row_bytes=row_bytes, fragment=fragment, dataset=dataset
+            )
 
     def _scan(self, dataset: Any, *, columns: list[str] | None = None, filter: str | None = None) -> Any:
         def read() -> Any:

@@ -24,7 +24,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from fwd2bot_index.errors import IndexCorruptedError
+from fwd2bot_index.errors import IndexBusyError, IndexCorruptedError
 from fwd2bot_index.keys import UInt64, keys_of
 from fwd2bot_index.store import Fragment, IndexStore, Status, checksums, reason_of
 
@@ -72,6 +72,9 @@ def verify(
     Args:
         sample: about how many payloads are decoded; all, where there are fewer.
         progress: told how many rows and payloads are done, and of how many, now and then.
+
+    Raises:
+        IndexBusyError: another process rewrote the index meanwhile, and took away what was being read.
     """
     return _Verifier(store, sample, progress or (lambda done, total: None)).run()
 
@@ -112,6 +115,10 @@ class _Verifier:
                     self._done += batch.num_rows
                     self._progress(self._done, total)
             except IndexCorruptedError as e:
+                if not fragment.is_current:
+                    raise IndexBusyError(
+                        f"The index in {self._store.place} was rewritten while it was read: verify it again."
+                    ) from e
                 self._unreadable += 1
                 self._found.add(
                     f"{fragment.file} cannot be read ({fragment.rows} rows): {reason_of(e.__cause__ or e)}."

@@ -96,6 +96,8 @@ def run() -> NoReturn:
         warnings.simplefilter("ignore")  # libraries' advice to developers; python -W shows it
     if "search" in sys.argv[1:]:
         _start_arrow_without_pandas()
+    if sys.stdout is None:  # closed by whoever started this: nothing is to be seen
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 (until the process ends)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a file name must not stop a listing
@@ -135,8 +137,6 @@ def _report(session: Session, sentence: str) -> None:
 
 def _flush(code: int) -> int:
     """A reader that had enough (``| head``) must not make Python complain at exit."""
-    if sys.stdout is None:  # closed by whoever started this
-        return code
     try:
         sys.stdout.flush()
     except OSError:  # nobody reads any more, or the disk is full

@@ -1,8 +1,9 @@
 """The same LVLM without compression, and without the picture: what summary tokens are measured against.
 
 Both are the base as its makers meant it: pictures go through its own forward with all of their image tokens, and
-decoding is transformers' ``generate``. (Of LLaVA-OneVision only the overview, as everywhere in this package: without
-the further tiles that it cuts from a large picture.)
+decoding is transformers' ``generate``, greedy and without the penalties that some bases come with, as the answers from
+summary tokens are. (Of LLaVA-OneVision only the overview, as everywhere in this package: without the further tiles
+that it cuts from a large picture.)
 
 Shapes: B batch, T positions.
 """
@@ -14,6 +15,7 @@ from typing import Any
 
 import torch
 from PIL import Image
+from transformers import GenerationConfig
 
 from fwd2bot_index.likelihoods import AnswerScores, answer_scores
 from fwd2bot_index.model import Fwd2BotModel
@@ -41,17 +43,17 @@ class Uncompressed:
         """Greedy answers, one for each prompt."""
         model = self.model
         ids, mask, extra = self._inputs(pictures, prompts, [[] for _ in prompts])
-        with model.stage(self._stage):
-            out = model.base.generate(
-                input_ids=ids,
-                attention_mask=mask,
-                max_new_tokens=max_new_tokens,
-                do_sample=False,
-                num_beams=1,
-                use_cache=True,
-                pad_token_id=model.inputs.padding,
-                **extra,
-            )
+        base: Any = model.base
+        own = base.generation_config
+        # generate takes from the base's own what it is not told, repetition_penalty above all
+        base.generation_config = GenerationConfig(eos_token_id=model.stop_tokens(), pad_token_id=model.inputs.padding)
+        try:
+            with model.stage(self._stage):
+                out = base.generate(
+                    input_ids=ids, attention_mask=mask, max_new_tokens=max_new_tokens, do_sample=False, **extra
+                )
+        finally:
+            base.generation_config = own
         decode = model.processor.tokenizer.decode
         return [str(decode(row, skip_special_tokens=True)).strip() for row in out[:, ids.shape[1] :]]
 

@@ -148,6 +148,7 @@ def test_several_together(fwd2bot: Run, indexed: Path) -> None:
     assert document["confidence"] == pytest.approx(0.6065, abs=1e-3)
     assert [p["weight"] for p in document["pictures"]] == [1.0, 0.0, 0.0]
     assert document["rests_on"] == [document["pictures"][0]["id"]]
+    assert [json.loads(line) for line in fwd2bot(*ask, "--jsonl").out.splitlines()] == [document]
 
 
 def test_only_pictures_that_fulfil_a_condition(fwd2bot: Run, indexed: Path) -> None:

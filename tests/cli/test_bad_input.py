@@ -13,6 +13,7 @@ from PIL import Image
 
 from fwd2bot_cli.models import PretrainedModels
 from fwd2bot_index import store
+from fwd2bot_index.places import Place
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -188,3 +189,37 @@ def test_question_to_an_empty_index(fwd2bot: Run, place: Path) -> None:
         assert outcome.code == 1
         assert ".fwd2bot" in outcome.sentence
         assert outcome.out == ""
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["index", "x" * 300],
+        ["bench", "index", "x" * 300],
+        ["search", "--image", "x" * 300],
+        ["search", "--like", "x" * 300],
+        ["ask", "?", "--image", "x" * 300],
+        ["ask", "?", "--image", "caf\udce9.png"],
+        ["search", "--like", "caf\udce9.png"],
+        ["search", "caf\udce9"],
+        ["ask", "caf\udce9?"],
+        ["search", "red", "--where", "1 / (width - width) > 1"],
+    ],
+)
+def test_names_and_words_that_cannot_be(fwd2bot: Run, indexed: Path, arguments: list[str]) -> None:
+    """Longer than a file system allows, no UTF-8, or found out about only while pictures are read."""
+    outcome = fwd2bot(*arguments)
+    assert outcome.code == 2, outcome.err
+    assert "bug" not in outcome.sentence
+    assert "damaged" not in outcome.sentence
+
+
+def test_an_index_that_may_not_be_read(fwd2bot: Run, indexed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object, **__: object) -> bytes:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(type(Place.of(".fwd2bot")), "read", refused)  # root may read everything
+    outcome = fwd2bot("info")
+    assert outcome.code == 1
+    assert "cannot be read: Permission denied" in outcome.sentence
+    assert "Delete" not in outcome.sentence

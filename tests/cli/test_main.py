@@ -150,6 +150,24 @@ def test_a_reader_that_had_enough(indexed: Path) -> None:
     assert (done.returncode, done.stderr) == (1, "")
 
 
+@pytest.mark.parametrize("to", ["/dev/full", None])
+def test_output_that_goes_nowhere(indexed: Path, to: str | None) -> None:
+    """A full disk, or a stdout that whoever started it has closed."""
+    if to is not None and not os.path.exists(to):
+        pytest.skip(f"there is no {to}")
+    shell = f'exec "$@" > {to}' if to else 'exec "$@" >&-'
+    code = "import sys; from fwd2bot_cli.main import run; run()"
+    done = subprocess.run(
+        ["sh", "-c", shell, "sh", sys.executable, "-c", code, "info"],
+        cwd=indexed,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == ((1, "error: No space left on device.\n") if to else (0, ""))
+
+
 def test_no_colour_codes_in_pipes(fwd2bot: Run, indexed: Path) -> None:
     for arguments in (["search", "red"], ["info"], ["annotate", "ask", "?"], ["search"], ["--help"]):
         outcome = fwd2bot(*arguments)

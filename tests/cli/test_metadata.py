@@ -33,3 +33,12 @@ def test_a_table_that_cannot_be_used(place: Path, fwd2bot: Run) -> None:
     assert outcome.code == 2
     assert "must name each file in one column" in outcome.sentence
     assert not (place / ".fwd2bot" / "manifest.json").exists()
+
+
+def test_a_number_that_is_none_in_json(place: Path, fwd2bot: Run) -> None:
+    draw_colours(place / "pictures")
+    (place / "m.csv").write_text("path,ratio\npictures/red.png,inf\n")
+    fwd2bot("index", "pictures", "--metadata", "m.csv")
+    out = fwd2bot("search", "red", "--json", "--where", "ratio > 5").out
+    assert "Infinity" not in out
+    assert json.loads(out)["hits"][0]["metadata"] == {"ratio": None}

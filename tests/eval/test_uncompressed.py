@@ -93,3 +93,13 @@ def test_blind_sees_no_picture_and_uses_the_adapter_of_its_stage() -> None:
     ]
     torch.testing.assert_close(blind.logprob, torch.stack(alone), atol=1e-3, rtol=1e-3)
     assert len(Uncompressed(model, stage="generate").generate(None, ASKED, max_new_tokens=2)) == 3
+
+
+def test_answers_are_greedy_whatever_the_base_comes_with() -> None:
+    model = trained("qwen2_5_vl")
+    pictures = tiny_models.pictures(3)
+    plain = Uncompressed(model).generate(pictures, ASKED, max_new_tokens=8)
+    own = model.base.generation_config
+    own.repetition_penalty = 5.0  # Qwen's instruct models come with one
+    assert Uncompressed(model).generate(pictures, ASKED, max_new_tokens=8) == plain
+    assert model.base.generation_config is own

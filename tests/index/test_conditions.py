@@ -38,6 +38,9 @@ def snapshot(tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
         ("1=1", 10),  # never a file that was skipped
         ("status = 'skipped'", 0),
         ("uri LIKE '%/3.jpg'", 1),
+        (" OR ".join(f"year = {year}" for year in range(3000)), 10),
+        (f"year IN ({', '.join(map(str, range(3000)))})", 10),
+        ("abs(year - 2020) < 3 AND starts_with(camera, 'it')", 3),
     ],
 )
 def test_what_is_understood(snapshot: Snapshot, where: str, count: int) -> None:
@@ -65,6 +68,12 @@ def test_what_is_understood(snapshot: Snapshot, where: str, count: int) -> None:
         ("year", "neither true nor false"),
         ("camera > 3", "cannot be used"),
         ("nofunction(year) = 3", "nofunction"),
+        ("repeat('x', 500000000) = uri", "the function repeat is not at hand"),
+        ("year > " + "+".join(["1"] * 1000), "more than 64 words and signs"),
+        ("year > 1 AND (camera = 'X' OR true" + " = true" * 100 + ")", "more than 64 words and signs"),
+        ("abs(" * 40 + "year" + ")" * 40 + " > 1", "more than 32 brackets in each other"),
+        ("year / (year - 2020) > 1", "cannot be decided for every picture: Divide by zero error"),
+        ("cast(uri as int) > 1", "cannot be decided for every picture: Cast error"),
     ],
 )
 def test_what_is_refused(snapshot: Snapshot, where: str, problem: str) -> None:

@@ -220,6 +220,18 @@ def test_different_ones_are_preferred(index: Corpus, photos: Path) -> None:
     assert {name[:3] for name in diverse} >= {"red", "blu"} or {name[:3] for name in diverse} >= {"red", "gre"}
 
 
+def test_pages_of_different_ones_neither_overlap_nor_leave_out(
+    index: Corpus, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(photos, {f"{n}.png": plain((250 - 9 * n, 5 * n, n * n % 200)) for n in range(20)})
+    index = reindexed(photos, index)
+    monkeypatch.setattr(corpus, "DIVERSE_POOL", 7)
+    pages = [names(index.search("red", top=2, skip=2 * page, diversity=0.6)) for page in range(12)]
+    shown = [name for page in pages for name in page]
+    assert sorted(shown) == sorted(names(index.search("red", top=100)))
+    assert shown != names(index.search("red", top=100))
+
+
 def test_only_what_fulfils_a_condition(index: Corpus) -> None:
     assert names(index.search("red", where="width = 40")) == ["blue.png"]
     assert index.search("red", where="width = 4") == []

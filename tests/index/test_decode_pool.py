@@ -25,6 +25,10 @@ import os, sys, time
 from fwd2bot_index import decode_worker
 decode = decode_worker.decode_image
 def dangerous(data, **options):
+    once = os.environ.get("KILLED_ONCE")
+    if once and not os.path.exists(once):
+        open(once, "w").close()
+        os.kill(os.getpid(), 9)
     if data == b"killer": os.kill(os.getpid(), 9)
     if data == b"holder": time.sleep(1000)
     return decode(data, **options)
@@ -91,6 +95,18 @@ def test_a_file_that_kills_or_holds_its_decoder(tmp_path: Path, workers: int) ->
     assert found["c.png"] == Undecodable(
         uri=str(folder / "c.png"), id=content_id(b"holder"), reason="it took more than 3 s to decode"
     )
+
+
+@pytest.mark.usefixtures("dangerous_decoder")
+def test_a_file_whose_decoder_was_ended_by_others_is_tried_once_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed = tmp_path / "killed"
+    monkeypatch.setenv("KILLED_ONCE", str(killed))
+    folder = write(tmp_path / "photos", {"a.png": plain((1, 2, 3)), "b.png": plain((4, 5, 6))})
+    found = outcomes(folder)
+    assert killed.exists()
+    assert all(isinstance(outcome, Decoded) for outcome in found.values())
 
 
 @pytest.mark.usefixtures("dangerous_decoder")

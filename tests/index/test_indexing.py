@@ -90,6 +90,11 @@ def touch(path: Path, seconds: int = 5) -> None:
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + seconds * 10**9))
 
 
+def noisy(seed: int) -> bytes:
+    """A picture of its own whose file has the size of all of them."""
+    return encoded(noise((8, 8), seed=seed), "BMP")
+
+
 def counts(report: IndexReport) -> dict[str, int]:
     """What is not zero."""
     fields = ("added", "updated", "renamed", "removed", "unchanged")
@@ -195,6 +200,23 @@ def test_files_that_are_numbered_anew(corpus: Corpus, commit_seconds: float) -> 
         str(path): content_id(path.read_bytes()) for path in corpus.photos.rglob("*.png")
     }
     assert verify(corpus.store).whole
+
+
+def test_new_files_of_a_known_size_are_read_once(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Decoders read what is new; what is moved is read before, and decoded by none."""
+    corpus.write({f"old/{n:03}.bmp": noisy(n) for n in range(120)})
+    corpus.index()
+    corpus.write({f"new/{n:03}.bmp": noisy(1000 + n) for n in range(120)})
+    monkeypatch.setattr(indexing, "CHECKED_AT_LEAST", 10)
+    read: list[str] = []
+    plainly = indexing.read_file
+    monkeypatch.setattr(indexing, "read_file", lambda uri: (read.append(uri), plainly(uri))[1])
+    assert corpus.index().added == 120
+    assert len(read) == 10
+    read.clear()
+    (corpus.photos / "old").rename(corpus.photos / "moved")
+    assert corpus.index(model=unwanted).renamed == 120
+    assert len(read) == 120
 
 
 # ---- what is gone

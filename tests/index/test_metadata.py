@@ -14,6 +14,7 @@ from archives_made import make_zip
 from fakes import FakeModel
 from pictures import BLUE, GREEN, RED, plain, write
 
+import fwd2bot_index
 from fwd2bot_index import metadata as metadata_module
 from fwd2bot_index.errors import InputError
 from fwd2bot_index.indexing import index_images
@@ -265,6 +266,22 @@ def test_a_new_name_keeps_what_is_said_of_it(corpus: Corpus) -> None:
     write(corpus.photos, {"azure.png": plain(BLUE)})  # a copy, beside which blue.png stays
     corpus.index(table(corpus.photos / "n.csv", "path,year\nscarlet.png,1999\n"))
     assert corpus.values("scarlet.png", "azure.png") == [{"year": 1999, "note": "x"}, {"year": None, "note": None}]
+
+
+def test_a_new_name_that_was_asked_about_gets_what_was_said_of_the_old_one(corpus: Corpus) -> None:
+    write(corpus.photos, {"in/a.png": plain(RED, (9, 9)), "in/b.png": plain(BLUE, (9, 9))})
+    (corpus.photos / "out").mkdir()
+    corpus.index(table(corpus.photos / "m.csv", "path,year\nin/a.png,2020\nin/b.png,2021\n"))
+    (corpus.photos / "m.csv").unlink()
+    for name in ("a.png", "b.png"):
+        (corpus.photos / "in" / name).rename(corpus.photos / "out" / name)
+    corpus.index(None, corpus.photos / "out")
+    opened = fwd2bot_index.Corpus.open(corpus.folder, model=corpus.model)
+    opened.annotate("is there red?", "red", choices=["yes", "no"])
+    corpus.index()
+    answers = corpus.values("out/a.png", "out/b.png")
+    assert [said["year"] for said in answers] == [2020, 2021]
+    assert None not in [said["red"] for said in answers]
 
 
 def test_an_interrupted_renaming_goes_on(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -222,7 +222,7 @@ def test_generate_is_what_whole_forwards_say(family: str) -> None:
     """The cache changes nothing: every next token is the best one of a forward over all that is before it."""
     model = trained(family)
     tokens = model.compress(tiny_models.pictures(2)).tokens
-    model._stop_tokens = list  # type: ignore[method-assign]  # random models may stop at once
+    model.stop_tokens = list  # type: ignore[method-assign]  # random models may stop at once
     replies = model.answer(tokens, "what is it?", max_new_tokens=5)
     logprob = torch.zeros(2)
     ids, mask = model.prepare_prompts("what is it?", 2, num_tokens=K)
@@ -241,7 +241,7 @@ def test_generate_is_what_whole_forwards_say(family: str) -> None:
 def test_an_answer_counts_to_its_end_and_no_further() -> None:
     model = trained("llava")
     tokens = model.compress(tiny_models.pictures(1)).tokens
-    model._stop_tokens = list  # type: ignore[method-assign]
+    model.stop_tokens = list  # type: ignore[method-assign]
     two, six = (model.answer(tokens, "what is it?", max_new_tokens=n) for n in (2, 6))
     ids, mask = model.prepare_prompts("what is it?", 1, num_tokens=K)
     said: list[int] = []
@@ -251,7 +251,7 @@ def test_an_answer_counts_to_its_end_and_no_further() -> None:
         said.append(int(best))
         ids, mask = torch.cat([ids, best[:, None]], dim=1), F.pad(mask, (0, 1), value=1)
     assert said[0] != said[1]
-    model._stop_tokens = lambda: said[1:]  # type: ignore[method-assign]
+    model.stop_tokens = lambda: said[1:]  # type: ignore[method-assign]
     cut = model.answer(tokens, "what is it?", max_new_tokens=6)
     assert cut.num_tokens.tolist() == [2]
     assert six.num_tokens.tolist() == [6]
@@ -264,7 +264,10 @@ def test_the_end_of_a_completion_may_count(family: str) -> None:
     model = trained(family)
     tokens = model.compress(tiny_models.pictures(2)).tokens
     scores = model.loglikelihood(tokens, "what is it?", ["y", "a dog"], ended=True)
-    end = model.processor.tokenizer.decode(model._stop_tokens()[:1])
+    tokenizer = model.processor.tokenizer
+    model.base.generation_config.eos_token_id = [0, tokenizer.eos_token_id]  # others may stop an answer as well
+    assert torch.equal(model.loglikelihood(tokens, "what is it?", ["y", "a dog"], ended=True), scores)
+    end = tokenizer.eos_token
     longer = model.loglikelihood(tokens, "what is it?", ["y" + end, "a dog" + end])
     torch.testing.assert_close(scores, longer, atol=1e-3, rtol=1e-4)
 
@@ -278,7 +281,7 @@ SEVERAL = ["llava", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl", "gemma3", 
 def test_several_pictures_are_read_one_after_another(family: str) -> None:
     model = trained(family)
     tokens = model.compress(tiny_models.pictures(3)).tokens
-    model._stop_tokens = lambda: [2]  # type: ignore[method-assign]
+    model.stop_tokens = lambda: [2]  # type: ignore[method-assign]
     ids = model.inputs.together("which?", [K] * 3)
     assert ids.count(model._image_token) == 3 * K
     alone = model.inputs.prompt("which?").ids(model._image_token, K)
@@ -297,7 +300,7 @@ def test_a_weight_is_what_the_absence_of_a_picture_costs(family: str, monkeypatc
     weights = model.weigh_together(tokens, "which?", "ab")
 
     def logprob(shown: torch.Tensor) -> torch.Tensor:
-        said = [*model.processor.tokenizer("ab", add_special_tokens=False)["input_ids"], model._stop_tokens()[0]]
+        said = [*model.processor.tokenizer("ab", add_special_tokens=False)["input_ids"], model.stop_tokens()[0]]
         ids = torch.tensor([[*model.inputs.together("which?", [K] * len(shown)), *said]])
         with torch.no_grad():
             logits = model.second_pass(shown.flatten(0, 1)[None], ids, torch.ones_like(ids), suffix=len(said))

@@ -263,6 +263,19 @@ def test_names_of_another_version_are_asked_of_the_table(store: IndexStore) -> N
     assert found(Searcher.of(store), embedding(4).astype(np.float32), 1) == ["/photos/renamed.jpg"]
 
 
+def test_a_trained_index_of_another_corpus_gives_no_wrong_name(store: IndexStore, tmp_path: Path) -> None:
+    other = IndexStore.create(tmp_path / "other", store.manifest)
+    for start in (0, 1000):  # in as many versions
+        commit(other, *(replace(row(n), uri=f"/other/{n}.jpg") for n in range(start + 7, start + 1007)))
+    build_vectors(store, "ivf")
+    build_vectors(other, "ivf")
+    shutil.rmtree(store.place.folder / "faiss")
+    shutil.copytree(other.place.folder / "faiss", store.place.folder / "faiss")
+    wanted = [f"/photos/{n}.jpg" for n in (3, 500, 1999)]
+    searcher = Searcher.of(store)
+    assert [found(searcher, embedding(n).astype(np.float32), 1)[0] for n in (3, 500, 1999)] == wanted
+
+
 def test_a_name_that_changed_on_disk_is_asked_of_the_table(store: IndexStore) -> None:
     build_vectors(store, "ivf")
     path = next((store.place.folder / "faiss").glob("*.arrow"))
@@ -283,6 +296,16 @@ def test_what_is_chosen() -> None:
     assert choose(100_000_000, 192, memory=16 * gib) == ("ivf-rabitq", 1)
     assert rabitq_bits(100_000_000, 192, memory=16 * gib) == 1
     assert searching.free_memory() > 2**20
+
+
+def test_lances_own_index_is_trained_again_when_the_rest_has_grown(store: IndexStore) -> None:
+    build_vectors(store, "lance")
+    commit(store, *map(row, range(2000, 2100)))
+    refresh_vectors(store)
+    assert Snapshot.of(store).not_in_vector_index == 100  # a short tail
+    commit(store, *map(row, range(2100, 2400)))
+    refresh_vectors(store)
+    assert Snapshot.of(store).not_in_vector_index == 0
 
 
 def test_an_indexing_run_trains_where_it_should(store: IndexStore, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ import pytest
 from fakes import manifest
 
 from fwd2bot_index import store as store_module
-from fwd2bot_index.errors import IndexCorruptedError
+from fwd2bot_index.errors import IndexBusyError, IndexCorruptedError
 from fwd2bot_index.keys import keys_of
 from fwd2bot_index.store import ImageRow, IndexStore
 from fwd2bot_index.verifying import verify
@@ -281,3 +281,20 @@ def test_readers_go_on_reading(store: IndexStore) -> None:
         thread.join()
     assert failures == []
     assert reads
+
+
+def test_an_index_that_is_rewritten_meanwhile_is_no_damage(
+    store: IndexStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(store_module, "KEEP_VERSIONS", timedelta(0))  # instead of reading for ten minutes
+    other = IndexStore.open(tmp_path / "index")
+    rewritten: list[bool] = []
+
+    def rewrite(done: int, total: int) -> None:
+        if not rewritten:
+            rewritten.append(True)
+            other.optimize()
+
+    with pytest.raises(IndexBusyError, match="verify it again"):
+        verify(store, progress=rewrite)
+    assert verify(store).whole

@@ -96,3 +96,18 @@ def test_pages_of_others(address: str) -> None:
         assert answer.status_code == 403
         assert "access-control-allow-origin" not in answer.headers
     assert httpx.post(f"{address}/ask", json={"question": "red?"}, headers={"origin": address}).status_code == 200
+
+
+@pytest.mark.parametrize("site", ["cross-site", "same-site"])
+def test_pictures_on_pages_of_others(address: str, site: str) -> None:
+    # <img src="http://127.0.0.1:8000/search?...">: a GET, without an Origin
+    headers = {"sec-fetch-site": site}
+    assert httpx.get(f"{address}/search", params=ASKED, headers=headers).status_code == 403
+    assert httpx.get(f"{address}/", headers=headers).status_code == 200  # by a link
+    for own in ("same-origin", "none"):
+        assert httpx.get(f"{address}/search", params=ASKED, headers={"sec-fetch-site": own}).status_code == 200
+
+
+def test_an_origin_that_is_none(address: str) -> None:
+    answer = httpx.post(f"{address}/ask", json={"question": "red?"}, headers={"origin": "http://["})
+    assert answer.status_code == 403

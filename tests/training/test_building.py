@@ -10,9 +10,10 @@ import tiny_models
 import torch
 from transformers.utils import logging
 
+from fwd2bot_index import model as model_module
 from fwd2bot_index.checkpoints import resolve
 from fwd2bot_index.errors import ModelError
-from fwd2bot_index.model import Fwd2BotModel
+from fwd2bot_index.model import Fwd2BotModel, load_base
 from fwd2bot_training.building import build_model, lr_factors, part_of
 from fwd2bot_training.config import RunConfig, parse_recipe
 from fwd2bot_training.data import SceneSource
@@ -150,6 +151,21 @@ def test_a_checkpoint_is_trained_further_if_it_fits(tmp_path: Path) -> None:
         assert p.requires_grad == q.requires_grad, name
 
 
+def test_a_checkpoint_is_loaded_as_the_settings_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    build(run_of(saved(tmp_path / "base")), tmp_path).save_pretrained(tmp_path / "checkpoint")
+    asked: dict[str, Any] = {}
+
+    def load(name: str, folder: Path, **options: Any) -> Any:
+        asked.update(options)
+        return load_base(name, folder, **(options | {"quantization": None}))  # bitsandbytes wants a GPU
+
+    monkeypatch.setattr(model_module, "load_base", load)
+    frozen = {"lr_language_model": 0.0, "lr_projector": 0.0, "lr_vision": 0.0}
+    build(run_of(tmp_path / "checkpoint", model={"quantize": "4bit", "attention": "eager", **frozen}), tmp_path)
+    assert asked["attention"] == "eager"
+    assert asked["quantization"].load_in_4bit
+
+
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
@@ -158,7 +174,9 @@ def test_a_checkpoint_is_trained_further_if_it_fits(tmp_path: Path) -> None:
         ({"queries": "constant"}, "queries is 'region', not 'constant'"),
         ({"embedding_dim": 7}, "embedding_dim is None, not 7"),
         ({"pooling": "mlp", "num_tokens": 8}, "num_summary_tokens is 4, not 8."),
-        ({"rank": 4}, "have rank 2, not 4"),
+        ({"rank": 4}, "have LoraSettings(rank=2, "),
+        ({"alpha": 3.0}, "alpha=3.0"),
+        ({"dropout": 0.25}, "dropout=0.25"),
     ],
 )
 def test_a_checkpoint_of_other_settings_is_refused(settings: dict[str, Any], said: str, tmp_path: Path) -> None:

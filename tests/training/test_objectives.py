@@ -12,7 +12,9 @@ import tiny_models
 import torch
 import torch.nn.functional as F
 
+from fwd2bot_index.adapters import LoraSettings
 from fwd2bot_index.codec import get_codec
+from fwd2bot_index.config import CompressorConfig
 from fwd2bot_index.errors import InputError
 from fwd2bot_index.model import Fwd2BotModel
 from fwd2bot_training import losses
@@ -280,10 +282,23 @@ def test_hard_negatives_are_embedded_beside_the_captions(make_model: Make, examp
     torch.testing.assert_close(outputs.images, model.compress([e.image for e in examples]).embedding)
 
 
-def test_one_picture_without_a_caption_leaves_the_contrast_out(make_model: Make, examples: list[Example]) -> None:
-    objective = objective_of(make_model())
-    assert batch_of(objective, examples).captions
-    assert not batch_of(objective, [*examples, *alone(examples)]).captions
+def test_a_picture_without_a_caption_takes_no_part_in_the_contrast_of_the_others(
+    make_model: Make, examples: list[Example]
+) -> None:
+    objective = objective_of(make_model(), matching_weight=0.5)
+    some, others = objective(batch_of(objective, examples)), alone(examples)
+    for mixed in ([*others, *examples], [examples[0], *others, *examples[1:]]):
+        batch = batch_of(objective, mixed)
+        outputs = objective(batch)
+        assert batch.packed.kinds.count("matching") == 2 * len(examples)
+        for name in ("images", "texts", "negatives"):
+            torch.testing.assert_close(getattr(outputs, name), getattr(some, name))
+    assert not batch_of(objective, others).captions
+
+
+def test_matching_asks_nothing_where_there_is_nothing_false(make_model: Make, examples: list[Example]) -> None:
+    single = [dataclasses.replace(examples[0], negatives=())]
+    assert "matching" not in batch_of(objective_of(make_model(), matching_weight=0.5), single).packed.kinds
 
 
 def test_distillation_is_nothing_from_oneself_and_something_from_the_base(
@@ -307,6 +322,37 @@ def test_distillation_is_nothing_from_oneself_and_something_from_the_base(
     assert outputs.sums["distillation"].item() > 0
     assert batch.counts["distillation"] == batch.counts["ar"]
     assert not any("teacher" in n for n, _ in objective.named_parameters())
+
+
+@pytest.mark.parametrize("part", ["projector", "vision_tower"])
+def test_a_base_of_which_anything_trains_is_not_its_own_teacher(
+    part: str, make_model: Make, examples: list[Example]
+) -> None:
+    model = make_model()
+    for name, parameter in model.base.named_parameters():
+        parameter.requires_grad_("lora_" in name or part in name)
+    assert any(part in name for name, _ in model.base.named_parameters())
+    objective = make_objective(model, MethodConfig(distillation_weight=1.0, contrastive_weight=0.0))
+    batch = batch_of(objective, examples)
+    with torch.no_grad():
+        before = objective._teacher_logits(batch)
+        for p in model.parameters():
+            if p.requires_grad:
+                p.add_(0.01)
+        assert torch.equal(objective._teacher_logits(batch), before)
+
+
+def test_captions_alone_of_a_family_with_a_row_for_each_text() -> None:
+    base, processor = tiny_models.build("paligemma")
+    config = CompressorConfig(num_summary_tokens=K, adapters="stage")
+    model = Fwd2BotModel.from_base(base, processor, config, lora=LoraSettings(rank=2, alpha=4))
+    objective = objective_of(model)
+    pictures = tiny_models.pictures(2)
+    batch = batch_of(objective, [Example(image=p, segments=(), caption=f"a {i}") for i, p in enumerate(pictures)])
+    outputs = objective(batch)
+    assert outputs.images is not None
+    assert len(outputs.images) == 2
+    assert objective.answered(batch) == []
 
 
 def test_a_frozen_llm_is_its_own_teacher(make_model: Make, examples: list[Example]) -> None:

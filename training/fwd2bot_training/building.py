@@ -122,8 +122,8 @@ def _around(base: Any, processor: Any, run: RunConfig, *, base_model: str) -> Fw
         token_norm=settings.token_norm,
         adapters=settings.adapters,
     )
-    lora = LoraSettings(rank=settings.rank, alpha=settings.alpha, dropout=settings.dropout)
-    return Fwd2BotModel.from_base(base, processor, config, lora=lora if settings.adapters != "none" else None)
+    lora = _lora(settings) if settings.adapters != "none" else None
+    return Fwd2BotModel.from_base(base, processor, config, lora=lora)
 
 
 def _go_on(run: RunConfig) -> Fwd2BotModel:
@@ -132,7 +132,14 @@ def _go_on(run: RunConfig) -> Fwd2BotModel:
     if run.method.objective in ("lvlm", "words"):
         raise ModelError(f"{settings.base} is a Fwd2Bot checkpoint; {run.method.objective!r} needs a plain LVLM.")
     dtype = _DTYPES[settings.dtype]
-    model = Fwd2BotModel.from_pretrained(settings.base, revision=settings.revision or None, device="cpu", dtype=dtype)
+    model = Fwd2BotModel.from_pretrained(
+        settings.base,
+        revision=settings.revision or None,
+        device="cpu",
+        dtype=dtype,
+        attention=settings.attention,
+        quantization=_quantization(settings),
+    )
     if settings.pooling == "mlp":
         model.add_mlp()
     wanted = replace(
@@ -153,9 +160,13 @@ def _go_on(run: RunConfig) -> Fwd2BotModel:
             + "; ".join(f"{n} is {getattr(model.config, n)!r}, not {getattr(wanted, n)!r}" for n in different)
             + ". Change the recipe, or start from its base."
         )
-    if settings.adapters != "none" and (found := model.lora_rank) != settings.rank:
-        raise ModelError(f"The adapters of {settings.base} have rank {found}, not {settings.rank}.")
+    if settings.adapters != "none" and (found := model.lora_settings) != (lora := _lora(settings)):
+        raise ModelError(f"The adapters of {settings.base} have {found}, not {lora}.")
     return model
+
+
+def _lora(settings: ModelConfig) -> LoraSettings:
+    return LoraSettings(rank=settings.rank, alpha=settings.alpha, dropout=settings.dropout)
 
 
 def _small_llava(texts: Callable[[], Iterable[str]], folder: Path) -> tuple[Any, Any]:

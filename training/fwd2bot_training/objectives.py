@@ -53,7 +53,10 @@ class Batch:
     counts: dict[str, float]
     """Total weight of the items of each loss but the contrastive one."""
     texts: tuple[torch.Tensor, torch.Tensor] | None
-    """Ids and mask [B + M, T]: one caption for each picture, then the hard negatives; None: no contrastive loss."""
+    """Ids and mask [C + M, T]: one caption for each picture that has one, then the hard negatives; None: no contrastive
+    loss."""
+    captioned: tuple[int, ...] = ()
+    """[C]: the rows of those pictures."""
     regions: tuple[tuple[int, tuple[float, float, float, float], list[int]], ...] = ()
     """(row, box, token ids of the words) for the word loss."""
 
@@ -85,9 +88,9 @@ class Outputs:
     sums: dict[str, torch.Tensor] = field(default_factory=dict)
     """Weighted sum of each loss in nats, with gradient; its weight is in ``Batch.counts``."""
     images: torch.Tensor | None = None
-    """[B, E] unit length, with gradient."""
+    """[C, E] unit length, with gradient: of the pictures that have a caption."""
     texts: torch.Tensor | None = None
-    """[B, E]."""
+    """[C, E]."""
     negatives: torch.Tensor | None = None
     """[M, E]."""
     shares: dict[str, tuple[float, float]] = field(default_factory=dict)
@@ -125,10 +128,10 @@ class Collator:
     probes: tuple[str, ...]
 
     def __call__(self, step: int, source: str, examples: Sequence[Example]) -> Batch:
-        captioned = all(e.caption is not None for e in examples)
-        contrastive = "contrastive" in self.weights and captioned
+        captioned = tuple(i for i, e in enumerate(examples) if e.caption is not None)
+        contrastive = "contrastive" in self.weights and bool(captioned)
         rows = [list(e.segments) for e in examples]
-        if "matching" in self.weights and captioned:
+        if "matching" in self.weights:
             for row, pairs in zip(rows, _matching_segments(examples), strict=True):
                 row += pairs
         packed = pack(
@@ -141,7 +144,7 @@ class Collator:
         texts = None
         if contrastive:
             captions = [e.caption for e in examples if e.caption is not None]
-            texts = self.inputs.texts(captions + [n for e in examples for n in e.negatives])
+            texts = self.inputs.texts(captions + [n for i in captioned for n in examples[i].negatives])
         regions: tuple[Any, ...] = ()
         if "words" in self.weights:
             regions = tuple((i, r.box, self._word_ids(r.text)) for i, e in enumerate(examples) for r in e.regions)
@@ -157,7 +160,7 @@ class Collator:
         if not contrastive and not counts.keys() - {"orthogonality"}:
             raise InputError(
                 f"A batch of {source!r} has nothing to learn from: the losses that have a weight are "
-                f"{', '.join(sorted(self.weights))}; contrastive and matching need a caption of each picture."
+                f"{', '.join(sorted(self.weights))}; contrastive and matching need captions."
             )
         return Batch(
             step=step,
@@ -167,6 +170,7 @@ class Collator:
             packed=packed,
             counts=counts,
             texts=texts,
+            captioned=captioned if contrastive else (),
             regions=regions,
         )
 
@@ -178,13 +182,13 @@ class Collator:
 
 
 def _matching_segments(examples: Sequence[Example]) -> list[list[Segment]]:
-    """A true and a false caption for each picture: a hard negative of its own, or another picture's caption."""
+    """A true and a false caption for each picture, or neither: a hard negative of its own, or another's caption."""
     made = []
     for i, e in enumerate(examples):
         rest = [o.caption for o in (*examples[i + 1 :], *examples[:i]) if o.caption not in (None, e.caption)]
         false = e.negatives[0] if e.negatives else rest[0] if rest else None
-        asked = [(e.caption, "yes"), (false, "no")]
-        made.append([Segment(prompt=matching_question(c), answer=a, kind=MATCHING) for c, a in asked if c])
+        asked = [(e.caption, "yes"), (false, "no")] if e.caption and false else []
+        made.append([Segment(prompt=matching_question(c), answer=a, kind=MATCHING) for c, a in asked])
     return made
 
 
@@ -261,9 +265,10 @@ class Objective(nn.Module):
                 self._answer_losses(states.text, batch, outputs)
             self._picture_losses(reading, states, batch, outputs)
         if batch.texts is not None:
-            outputs.images = self.embed_images(reading, states, batch)
+            outputs.images = self.embed_images(reading, states, batch)[list(batch.captioned)]
             texts = self.model.encode_text_ids(*batch.texts)
-            outputs.texts, outputs.negatives = texts[: batch.size], texts[batch.size :]
+            count = len(batch.captioned)
+            outputs.texts, outputs.negatives = texts[:count], texts[count:]
         return outputs
 
     def contrast(self, images: torch.Tensor, texts: torch.Tensor, negatives: torch.Tensor) -> torch.Tensor:
@@ -274,6 +279,8 @@ class Objective(nn.Module):
     @torch.no_grad()
     def answered(self, batch: Batch, *, num_tokens: int | None = None) -> list[Answered]:
         """Which answers of the batch greedy decoding would give exactly."""
+        if not batch.packed.kinds:
+            return []
         states = self._run(self.read(batch, num_tokens=num_tokens), batch.packed)
         right = self._logits(states.text, batch.packed).argmax(-1) == batch.packed.labels
         wrong = set(batch.packed.answer[~right].tolist())
@@ -401,8 +408,8 @@ class DoublePass(Objective):
             self.resampler = Resampler(model.token_dim, heads=heads, layers=_RESAMPLER_LAYERS, scale=scale)
         self._teacher: list[Fwd2BotModel] = []  # a list: neither its parameters nor its state are this module's
         if "distillation" in self.weights:
-            trains = any(p.requires_grad for n, p in model.language_model.named_parameters() if "lora_" not in n)
-            self._teacher.append(_frozen_copy(model) if trains else model)  # a frozen LLM is its own teacher
+            trains = any(p.requires_grad for n, p in model.base.named_parameters() if "lora_" not in n)
+            self._teacher.append(_frozen_copy(model) if trains else model)  # a frozen base is its own teacher
 
     def read(self, batch: Batch, *, num_tokens: int | None = None) -> Reading:
         tokens = self._tokens(batch, self.model.num_summary_tokens)

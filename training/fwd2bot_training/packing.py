@@ -120,10 +120,11 @@ def pack(
             columns["offset"] += range(len(ids))
             columns["asked"] += [1] * asked + [0] * (len(ids) - asked)
         packed.append(columns)
-    width = max(len(columns["ids"]) for columns in packed)
+    width = max((len(columns["ids"]) for columns in packed), default=0)
 
     def padded(name: str, fill: int) -> torch.Tensor:
-        return torch.tensor([c[name] + [fill] * (width - len(c[name])) for c in packed], dtype=torch.long)
+        rows = [c[name] + [fill] * (width - len(c[name])) for c in packed]
+        return torch.tensor(rows, dtype=torch.long).reshape(len(packed), width)
 
     return Packed(
         ids=padded("ids", inputs.padding),

@@ -104,7 +104,7 @@ class Validation:
             batch = self._collate(0, source.name, examples).to(self.objective.model.device)
             answered = self.objective.answered(batch, num_tokens=num_tokens) if answers else []
             embeds = retrieval and batch.captions
-            images = self.objective.embed(batch).float().cpu() if embeds else None
+            images = self.objective.embed(batch)[list(batch.captioned)].float().cpu() if embeds else None
             if place < len(starts):
                 captions = [e.caption for e in examples if e.caption is not None] if embeds else []
                 yield [(a.kind, a.right) for a in answered], images, captions
@@ -154,19 +154,24 @@ class Validation:
     def _sample_searches(self, source: Source, total: int, folder: Path) -> Iterator[dict[str, Any]]:
         images: list[torch.Tensor] = []
         captions: list[str] = []
+        numbers: list[int] = []
         for start in range(0, total, self.batch_size):
             examples = self.examples(source, range(start, min(start + self.batch_size, total)))
             batch = self._batch(source, examples)
             if not batch.captions:
-                return
-            images.append(self.objective.embed(batch).float().cpu())
+                continue
+            images.append(self.objective.embed(batch)[list(batch.captioned)].float().cpu())
             captions += [e.caption for e in examples if e.caption is not None]
+            numbers += [start + i for i in batch.captioned]
+        if not captions:
+            return
         queries = list(range(min(_QUERIES, len(captions))))
         scores = self._embed_texts([captions[q] for q in queries]).numpy() @ torch.cat(images).numpy().T
         for q, row in zip(queries, scores, strict=True):
             order = np.argsort(-row, kind="stable").tolist()
-            top = self.examples(source, order[:_SHOWN])
-            names = [_save(e, folder / f"{source.name}-{i}.jpg") for i, e in zip(order, top, strict=False)]
+            shown = [numbers[i] for i in order[:_SHOWN]]
+            top = self.examples(source, shown)
+            names = [_save(e, folder / f"{source.name}-{i}.jpg") for i, e in zip(shown, top, strict=True)]
             yield {"source": source.name, "text": captions[q], "images": names, "right": order.index(q)}
 
     def _batch(self, source: Source, examples: Sequence[Example]) -> Batch:
