@@ -117,7 +117,7 @@ def main(arguments: Sequence[str], session: Session | None = None) -> int:
     except BrokenPipeError:
         code = EXIT_ERROR
     except OSError as e:  # a full disk, most likely that of the output
-        _report(session, f"{e.strerror or e}{f': {e.filename}' if e.filename else ''}.")
+        _report(session, _said_by_the_system(e))
         code = EXIT_ERROR
     except Fwd2BotError as e:
         _report(session, str(e))
@@ -126,7 +126,7 @@ def main(arguments: Sequence[str], session: Session | None = None) -> int:
         what = " ".join(f"{type(e).__name__}: {e}".split())
         _report(session, f"{what}. This is a bug in fwd2bot: please report it with the output of --debug.")
         code = EXIT_ERROR
-    return _flush(code)
+    return _flush(session, code)
 
 
 def _report(session: Session, sentence: str) -> None:
@@ -135,11 +135,17 @@ def _report(session: Session, sentence: str) -> None:
     session.output.error(sentence)
 
 
-def _flush(code: int) -> int:
-    """A reader that had enough (``| head``) must not make Python complain at exit."""
+def _said_by_the_system(error: OSError) -> str:
+    return f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}."
+
+
+def _flush(session: Session, code: int) -> int:
+    """A reader that had enough (``| head``) must not make Python complain at exit; a disk that is full is told of."""
     try:
         sys.stdout.flush()
-    except OSError:  # nobody reads any more, or the disk is full
+    except OSError as e:
+        if not isinstance(e, BrokenPipeError) and code == 0:
+            _report(session, _said_by_the_system(e))
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_ERROR
     return code
