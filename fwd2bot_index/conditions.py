@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from fwd2bot_index.errors import InputError
@@ -15,7 +16,7 @@ MAX_TOKENS: Final = 64
 planning takes grow with the depth. 400 sums take longer than a minute, and 1,000 end the process."""
 MAX_DEPTH: Final = 32
 """Brackets in brackets."""
-_TOKEN = re.compile(r"'(?:[^']|'')*'?|\"[^\"]*\"?|`[^`]*`?|--[^\n]*|[\w.]+|\S")
+_TOKEN = re.compile(r"'(?:[^']|'')*'?|\"[^\"]*\"?|`[^`]*`?|--[^\n]*|/\*|[\w.]+|\S")
 _GROWING: Final = frozenset({
     "array_repeat", "array_resize", "generate_series", "list_repeat", "list_resize", "lpad", "range", "regexp_replace",
     "repeat", "replace", "rpad", "space",
@@ -26,6 +27,16 @@ _UNEXPECTED = re.compile(r"found: (.+?)\)*$")
 _PREFIXES: Final = (
     "Invalid user input: ", "Schema error: ", "Error during planning: ", "Error parsing function: "
 )  # fmt: skip
+
+
+@dataclass
+class _Level:
+    """Inside of a bracket."""
+
+    tokens: int = 0
+    """Since the last AND, OR or comma."""
+    betweens: int = 0
+    """How many ANDs belong to a BETWEEN."""
 
 
 def check(condition: str, plan: Callable[[str], object], columns: Sequence[str]) -> str:
@@ -95,23 +106,27 @@ def _plans(condition: str, plan: Callable[[str], object]) -> bool:
 
 def _too_much(condition: str) -> str | None:
     """What in it could take the process's memory, its stack, or minutes."""
-    counts, before = [0], ""
+    levels, before = [_Level()], ""
     for found in _TOKEN.finditer(condition):
         token = found.group().lower()
-        if token in "([":
-            if token == "(" and before.strip('"`') in _GROWING:
-                return f"the function {before} is not at hand"
-            counts.append(0)
-            if len(counts) > MAX_DEPTH:
+        if token.startswith("--"):
+            continue
+        if token == "/*":
+            return "comments between /* and */ are not at hand"
+        if token == "(" and before.strip('"`') in _GROWING:
+            return f"the function {before} is not at hand"
+        if token in ("(", "["):
+            levels.append(_Level())
+            if len(levels) > MAX_DEPTH:
                 return f"there are more than {MAX_DEPTH} brackets in each other"
-        elif token in ")]":
-            if len(counts) > 1:
-                counts.pop()
-        elif token in ("and", "or", ","):
-            counts[-1] = 0
-        elif not token.startswith("--"):
-            counts[-1] += 1
-            if counts[-1] > MAX_TOKENS:
+        elif token in (")", "]"):
+            levels = levels[:-1] or [_Level()]
+        elif token in (",", "or") or (token == "and" and not levels[-1].betweens):
+            levels[-1].tokens = 0
+        else:
+            levels[-1].tokens += 1
+            levels[-1].betweens += {"between": 1, "and": -1}.get(token, 0)
+            if levels[-1].tokens > MAX_TOKENS:
                 return f"one of its parts, between AND, OR and commas, has more than {MAX_TOKENS} words and signs"
         before = token
     return None

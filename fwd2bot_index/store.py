@@ -1096,7 +1096,9 @@ def or_corrupted(place: Place, read: Callable[[], T]) -> T:
         if problem := place.problem_of(e):
             raise ObjectStoreError(f"The index in {place} cannot be read: {problem}.") from e
         if _IN_CONDITION in str(e):  # ours always can
-            problem = reason_of(e).split(_IN_CONDITION)[1].removeprefix(" to batch: ").removeprefix("Arrow error: ")
+            problem = (
+                reason_of(e).rpartition(_IN_CONDITION)[2].removeprefix(" to batch: ").removeprefix("Arrow error: ")
+            )
             raise InputError(f"The condition cannot be decided for every picture: {problem}.") from e
         if "Permission denied" in str(e):
             raise IndexError_(f"The index in {place} cannot be read: Permission denied.") from e

@@ -40,6 +40,7 @@ def snapshot(tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
         ("uri LIKE '%/3.jpg'", 1),
         (" OR ".join(f"year = {year}" for year in range(3000)), 10),
         (f"year IN ({', '.join(map(str, range(3000)))})", 10),
+        (" AND ".join(["year BETWEEN 2016 AND 2018"] * 50), 3),
         ("abs(year - 2020) < 3 AND starts_with(camera, 'it')", 3),
     ],
 )
@@ -72,6 +73,9 @@ def test_what_is_understood(snapshot: Snapshot, where: str, count: int) -> None:
         ("year > " + "+".join(["1"] * 1000), "more than 64 words and signs"),
         ("year > 1 AND (camera = 'X' OR true" + " = true" * 100 + ")", "more than 64 words and signs"),
         ("abs(" * 40 + "year" + ")" * 40 + " > 1", "more than 32 brackets in each other"),
+        ("repeat -- a comment\n('x', 500000000) = uri", "the function repeat is not at hand"),
+        ("repeat/**/('x', 500000000) = uri", "comments between"),
+        ("true" + " BETWEEN true AND true" * 100, "more than 64 words and signs"),
         ("year / (year - 2020) > 1", "cannot be decided for every picture: Divide by zero error"),
         ("cast(uri as int) > 1", "cannot be decided for every picture: Cast error"),
     ],

@@ -267,6 +267,9 @@ def test_a_trained_index_of_another_corpus_gives_no_wrong_name(store: IndexStore
     other = IndexStore.create(tmp_path / "other", store.manifest)
     for start in (0, 1000):  # in as many versions
         commit(other, *(replace(row(n), uri=f"/other/{n}.jpg") for n in range(start + 7, start + 1007)))
+    while other.images_version < store.images_version:
+        commit(other, replace(row(7), uri="/other/7.jpg"))
+    assert other.images_version == store.images_version
     build_vectors(store, "ivf")
     build_vectors(other, "ivf")
     shutil.rmtree(store.place.folder / "faiss")

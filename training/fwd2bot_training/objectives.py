@@ -279,7 +279,7 @@ class Objective(nn.Module):
     @torch.no_grad()
     def answered(self, batch: Batch, *, num_tokens: int | None = None) -> list[Answered]:
         """Which answers of the batch greedy decoding would give exactly."""
-        if not batch.packed.kinds:
+        if not len(batch.packed.ids):  # nothing to run, where each text has a row of its own
             return []
         states = self._run(self.read(batch, num_tokens=num_tokens), batch.packed)
         right = self._logits(states.text, batch.packed).argmax(-1) == batch.packed.labels
