@@ -23,7 +23,7 @@ from typer.main import get_command
 from fwd2bot_cli import annotate, ask, bench, dedup, demo, evaluate, index, info, optimize, search, serve, train, verify
 from fwd2bot_cli.options import Debug, Quiet
 from fwd2bot_cli.session import Session
-from fwd2bot_index.errors import Fwd2BotError, InputError
+from fwd2bot_index.errors import Fwd2BotError, IndexNotFoundError, InputError
 
 EXIT_ERROR = 1
 EXIT_USAGE = 2
@@ -121,7 +121,7 @@ def main(arguments: Sequence[str], session: Session | None = None) -> int:
         code = EXIT_ERROR
     except Fwd2BotError as e:
         _report(session, str(e))
-        code = EXIT_USAGE if isinstance(e, InputError) else EXIT_ERROR
+        code = EXIT_USAGE if isinstance(e, InputError | IndexNotFoundError) else EXIT_ERROR
     except Exception as e:  # whatever it is, a person gets a sentence
         what = " ".join(f"{type(e).__name__}: {e}".split())
         _report(session, f"{what}. This is a bug in fwd2bot: please report it with the output of --debug.")

@@ -31,6 +31,6 @@ def test_json_adds_up(fwd2bot: Run, indexed: Path) -> None:
 
 def test_no_index(fwd2bot: Run, place: Path) -> None:
     outcome = fwd2bot("info")
-    assert outcome.code == 1
+    assert outcome.code == 2
     assert "fwd2bot index" in outcome.sentence  # says how to make one
     assert list(place.iterdir()) == []

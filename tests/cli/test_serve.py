@@ -27,7 +27,7 @@ START = (
     [
         (["--host", "0.0.0.0"], 2, "--token"),
         (["--host", "no.such.host.invalid", "--token", "x"], 2, "no address"),
-        (["--index", "nowhere"], 1, "There is no index"),
+        (["--index", "nowhere"], 2, "There is no index"),
         (["--token", "schlüssel"], 2, "ASCII"),
     ],
 )

@@ -52,7 +52,7 @@ def test_the_model_has_changed(index: Path, fwd2bot: Run) -> None:
 @pytest.mark.parametrize("command", ["verify", "optimize"])
 def test_no_index(place: Path, fwd2bot: Run, command: str) -> None:
     outcome = fwd2bot(command, "--index", "nowhere")
-    assert outcome.code == 1
+    assert outcome.code == 2
     assert "There is no index in" in outcome.sentence
     assert not (place / "nowhere").exists()
 
