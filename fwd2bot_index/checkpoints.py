@@ -29,9 +29,27 @@ _SECOND_PASS = "generate"
 """The adapter that the second pass alone has."""
 _OF_SECOND_PASS = ("matching_prompt", "caption_prompt")
 """Settings that it alone has."""
+_OF_PLACE = ("base_model", "base_revision")
+"""Settings that say where the base is; what it is, its files say."""
 
-# what decides the outputs: settings, weights, tokenizer, chat template
-_PATTERNS = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")
+_DOWNLOADED = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model")
+# What decides the outputs, and nothing else that may lie beside it: who fetched a hub model decides what of the rest
+# is in the cache.
+_HASHED = (
+    "*.safetensors",
+    "adapter_config.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "config.json",
+    "generation_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "tokenizer_config.json",
+)
+_TOKENIZER = "tokenizer.json"
+_OLD_TOKENIZERS = ("*.model", "vocab.json", "vocab.txt", "merges.txt")
+"""Read only where there is no tokenizer.json."""
+_PROCESSORS = ("processor_config.json", "preprocessor_config.json")
 _WHOLE_FILE_LIMIT = 64 * 2**20
 _BLOCK = 64 * 2**10
 _NUM_BLOCKS = 64
@@ -70,6 +88,7 @@ class Checkpoint:
             # by value: a setting that came later, at its default, makes no other model of those from before
             said = {f.name: getattr(self.config, f.name) for f in fields(self.config)}
             left_out = {f.name for f in fields(self.config) if said[f.name] == f.default}
+            left_out |= set(_OF_PLACE)
             left_out |= set() if second_pass else set(_OF_SECOND_PASS)
             digest.update(json.dumps({n: v for n, v in said.items() if n not in left_out}, sort_keys=True).encode())
         for path, label in self._files(second_pass=second_pass):
@@ -88,7 +107,7 @@ class Checkpoint:
             folders += [(f"{f.name}/", f) for f in adapters if second_pass or f.name != _SECOND_PASS]
         own = self.folder / "config.json" if self.config.mode == "trained" else None
         for label, folder in folders:
-            for path in sorted({p for pattern in _PATTERNS for p in folder.glob(pattern) if p.is_file()}):
+            for path in _hashed(folder):
                 if path != own:
                     yield path, label + path.name
 
@@ -142,6 +161,11 @@ def model_fingerprint(
     return resolve(name_or_path, revision=revision, num_summary_tokens=num_summary_tokens).fingerprint()
 
 
+def _hashed(folder: Path) -> list[Path]:
+    tokenizer = [_TOKENIZER] if (folder / _TOKENIZER).is_file() else _OLD_TOKENIZERS
+    return sorted({p for pattern in (*_HASHED, *tokenizer) for p in folder.glob(pattern) if p.is_file()})
+
+
 def _locate(name: str, revision: str | None) -> tuple[Path, str | None]:
     """The folder of a model and, for one from the hub, its commit."""
     folder = Path(name).expanduser()
@@ -177,7 +201,7 @@ def _snapshot(name: str, revision: str | None) -> Path:
     except HFValidationError as e:
         raise ModelError(f"There is no model {name!r}: neither a folder nor a valid hub id; {advice}.") from e
     try:
-        downloaded = Path(snapshot_download(name, revision=revision, allow_patterns=list(_PATTERNS)))
+        downloaded = Path(snapshot_download(name, revision=revision, allow_patterns=list(_DOWNLOADED)))
     except GatedRepoError as e:
         raise ModelError(
             f"The hub model {name} is gated: accept its terms on its page, then run `hf auth login`."
@@ -189,12 +213,20 @@ def _snapshot(name: str, revision: str | None) -> Path:
     if (downloaded / "model.safetensors.index.json").is_file() and not _is_complete(downloaded):
         raise ModelError(f"The cached copy of {name} is incomplete; connect to the network and run this again.")
     _require_safetensors(downloaded, name)
+    if not _is_complete(downloaded):
+        raise ModelError(
+            f"{name} has no tokenizer or no image processor, or its cached copy lacks them; connect to the network and "
+            "run this again."
+        )
     return downloaded
 
 
 def _is_complete(folder: Path) -> bool:
-    """Whether the settings and all the shards are there (an interrupted download leaves a snapshot with holes)."""
-    if not (folder / "config.json").is_file():
+    """Whether settings, tokenizer, processor and all the shards are there: an interrupted download leaves a snapshot with
+    holes, and other programs fetch parts of a model."""
+    tokenizer = any(p.is_file() for name in (_TOKENIZER, *_OLD_TOKENIZERS) for p in folder.glob(name))
+    processor = any((folder / name).is_file() for name in _PROCESSORS)
+    if not ((folder / "config.json").is_file() and tokenizer and processor):
         return False
     index = folder / "model.safetensors.index.json"
     if not index.is_file():

@@ -173,14 +173,24 @@ def _decode(image: Image.Image, max_side: int | None, max_pixels: int) -> Decode
     if image.size != drafted:  # TIFF turns itself upright while loading
         width, height = image.size
     turn = _TURNS.get(_orientation(image))
-    picture = _to_rgb(image)
-    if max_side is not None and (reduced := _reduced(width, height, max_side)) != picture.size:
-        picture = picture.resize(reduced, Image.Resampling.BICUBIC, reducing_gap=2.0)
+    picture = as_decoded(image, max_side=max_side, size=(width, height))
     if turn is not None:
         picture = picture.transpose(turn)
         if turn in (_TURNS[5], _TURNS[6], _TURNS[7], _TURNS[8]):
             width, height = height, width
     return DecodedImage(image=picture, width=width, height=height)
+
+
+def as_decoded(image: Image.Image, *, max_side: int | None, size: tuple[int, int] | None = None) -> Image.Image:
+    """RGB as of a file: transparency on white, deep greys scaled, reduced where ``max_side`` says so.
+
+    Args:
+        size: width and height that the reduction goes by, where a decoder has reduced the picture already.
+    """
+    picture = _to_rgb(image)
+    if max_side is not None and (reduced := _reduced(*(size or image.size), max_side)) != picture.size:
+        picture = picture.resize(reduced, Image.Resampling.BICUBIC, reducing_gap=2.0)
+    return picture
 
 
 def _reduced(width: int, height: int, max_side: int) -> tuple[int, int]:

@@ -27,12 +27,22 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from fwd2bot_index.archives import archives_in, is_archive, split_uri
+from fwd2bot_index.checkpoints import DEFAULT_MODEL
+from fwd2bot_index.config import DEFAULT_THRESHOLD, Manifest
 from fwd2bot_index.errors import InputError
 from fwd2bot_index.leaders import follow_leaders
 
 if TYPE_CHECKING:
     from fwd2bot_index.leaders import Int64
     from fwd2bot_index.store import EmbeddedRows
+
+SAME_BYTES = 2.0
+"""In place of a threshold, a cosine that no two embeddings have: copies are files with the same bytes alone."""
+
+
+def copy_threshold(manifest: Manifest) -> float | None:
+    """Cosine from which two pictures of an index are taken for copies of one; None: not measured of its model."""
+    return DEFAULT_THRESHOLD if manifest.model == DEFAULT_MODEL else None
 
 
 @dataclass(frozen=True, kw_only=True)

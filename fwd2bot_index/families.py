@@ -21,6 +21,8 @@ from fwd2bot_index.errors import ModelError, UnsupportedFamilyError
 
 # Native-resolution processors allow pictures of many thousand tokens; about a thousand are plenty to be pooled to k.
 _NATIVE_MAX_PIXELS = 1024 * 1024
+_LONGEST_ASPECT = 8
+"""Of what a processor that crops is given: more than any crop of a panorama takes in, in a few million pixels."""
 
 Grid = tuple[int, int]
 """Rows and columns of the image tokens of one picture."""
@@ -59,7 +61,8 @@ class Family:
         self, processor: Any, images: Sequence[Any], config: Any
     ) -> tuple[dict[str, torch.Tensor], list[Grid]]:
         """Pixel inputs of the base's vision part and the grid of every picture (RGB Pillow images)."""
-        pictures = [[i] for i in images] if self.nested_images else list(images)
+        seen = [_without_ends(i, processor.image_processor) for i in images]
+        pictures = [[i] for i in seen] if self.nested_images else seen
         settings = self.settings_for(processor.image_processor)
         inputs = dict(processor.image_processor(images=pictures, return_tensors="pt", **settings))
         if self.cell is None:
@@ -95,6 +98,16 @@ class Family:
 
     def num_image_tokens(self, grid: Grid) -> int:
         return grid[0] * grid[1] + self.trailing_image_tokens
+
+
+def _without_ends(image: Any, image_processor: Any) -> Any:
+    """A strip without what the processor would crop away, which first makes its *shorter* side as long as the crop: of
+    1344 x 1 pixels it would make 150 million."""
+    shorter = min(image.size)
+    if not getattr(image_processor, "do_center_crop", False) or max(image.size) <= _LONGEST_ASPECT * shorter:
+        return image
+    left, top = ((side - min(side, _LONGEST_ASPECT * shorter)) // 2 for side in image.size)
+    return image.crop((left, top, image.width - left, image.height - top))
 
 
 def _patch(config: Any) -> float:

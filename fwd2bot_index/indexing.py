@@ -18,7 +18,8 @@ Notable choices:
   computed until then is kept beside the index (:mod:`fwd2bot_index.first_pictures`).
 - A new index is made on disk with the first picture that could be compressed: a run that fails leaves nothing behind.
 - The first pictures of a new index are spread over all that was found, where the codec is fitted to them.
-- A file that was never read (no permission, say) is tried in every run, for nothing about it need change to cure it.
+- A file that was never read (no permission, say), or for which there was no memory, is tried in every run, for nothing
+  about it need change to cure it.
 
 Shapes: B batch, K summary tokens, D hidden size, E embedding size.
 """
@@ -448,13 +449,18 @@ class _Run:
         """Keep what became of a batch; where it failed, of its pictures one by one, to leave out only the guilty.
 
         Raises:
-            ModelError: all of them fail, so that it is not the pictures.
+            ModelError: all of them fail, or the device does, so that it is not the pictures.
         """
         try:
             self._keep(batch, *self._wait(result))
             return
         except Exception as e:
-            error = e
+            if _device_is_broken(e):
+                raise ModelError(
+                    f"The device failed: {_first_line(e)}. What was done before is kept; the same command continues."
+                ) from e
+            # its frames hold the memory that the pictures are to be tried again in
+            error = e.with_traceback(None) if _is_out_of_memory(e) else e
         failures = [(batch[0], error)] if len(batch) == 1 else self._compress_singly(engine, batch)
         alone = len(batch) == 1 and any(outcome.error is None for outcome in self._buffer.outcomes)
         if len(failures) == len(batch) and not alone:
@@ -463,7 +469,9 @@ class _Run:
                 f"{_first_line(error)}."
             ) from error
         for decoded, failure in failures:
-            self._skip(decoded.uri, decoded.id, f"the model could not compress it: {_first_line(failure)}")
+            # memory may be free again in another run, which tries what has no id
+            id_ = None if _is_out_of_memory(failure) else decoded.id
+            self._skip(decoded.uri, id_, f"the model could not compress it: {_first_line(failure)}")
 
     def _compress_singly(self, engine: Engine, batch: Sequence[Decoded]) -> list[tuple[Decoded, Exception]]:
         failures: list[tuple[Decoded, Exception]] = []
@@ -471,7 +479,7 @@ class _Run:
             try:
                 self._keep([decoded], *self._wait(self._submit(engine, [decoded])))
             except Exception as e:
-                failures.append((decoded, e))
+                failures.append((decoded, e.with_traceback(None) if _is_out_of_memory(e) else e))
         return failures
 
     def _wait(self, result: Callable[[], Compressed]) -> Compressed:
@@ -632,6 +640,18 @@ class _Run:
         first = outcomes[0]
         found = f"None of the {len(outcomes)} files found could be used as a picture."
         return f"{found} The first is {first.uri}: {first.error}."
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """By name, as this module imports no torch; errors that Ray hands on derive from the original's class."""
+    names = {c.__name__ for c in type(error).__mro__}
+    return bool(names & {"OutOfMemoryError", "MemoryError"}) or "can't allocate memory" in str(error)
+
+
+def _device_is_broken(error: Exception) -> bool:
+    """After such an error every call fails, whatever the picture."""
+    named = any(c.__name__ == "AcceleratorError" for c in type(error).__mro__) or "CUDA error" in str(error)
+    return named and not _is_out_of_memory(error)
 
 
 def _first_line(error: Exception) -> str:

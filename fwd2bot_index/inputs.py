@@ -14,12 +14,15 @@ import torch
 from PIL import Image, ImageOps
 
 from fwd2bot_index.config import CompressorConfig
-from fwd2bot_index.decoding import decode_image, read_file
+from fwd2bot_index.decoding import as_decoded, decode_image, read_file
 from fwd2bot_index.errors import InputError
 from fwd2bot_index.families import Family, Grid, family_of
 from fwd2bot_index.prompts import (
+    AnswerFormat,
     ImagePrompt,
     ImagesPrompt,
+    answer_format,
+    completion_ids,
     image_prompt,
     images_prompt,
     pad_left,
@@ -71,6 +74,7 @@ class InputMaker:
         """The longest side worth decoding to; the model measures it."""
         self._image_prompts: dict[str, ImagePrompt] = {}
         self._images_prompts: dict[str, ImagesPrompt] = {}
+        self._answers: AnswerFormat | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {
@@ -85,9 +89,9 @@ class InputMaker:
         self.family = family_of(self.base_config)
 
     def picture(self, image: ImageInput) -> Image.Image:
-        """RGB, upright; a file is decoded as indexing decodes it."""
+        """RGB, upright, as indexing decodes it."""
         if isinstance(image, Image.Image):
-            return ImageOps.exif_transpose(image).convert("RGB")
+            return as_decoded(ImageOps.exif_transpose(image), max_side=self.decode_side)
         data = image if isinstance(image, bytes) else read_file(image)
         return decode_image(data, max_side=self.decode_side).image
 
@@ -138,6 +142,27 @@ class InputMaker:
             for text in texts
         ]
         return pad_left(rows, padding=self.padding)
+
+    def completion(self, completion: str) -> list[int]:
+        """Token ids of an answer, to be appended to those of its prompt.
+
+        Raises:
+            InputError: it has none.
+        """
+        return completion_ids(self.processor, completion, self._answer_format)
+
+    @property
+    def end_token(self) -> int | None:
+        """What ends an answer, in training and where the end is scored: the special token by which the chat template
+        closes a turn (Gemma 3's is not its tokenizer's EOS), else EOS."""
+        end = self._answer_format.end
+        return self.processor.tokenizer.eos_token_id if end is None else end
+
+    @property
+    def _answer_format(self) -> AnswerFormat:
+        if self._answers is None:
+            self._answers = answer_format(self.processor, self.family)
+        return self._answers
 
     def prompt(self, prompt: str) -> ImagePrompt:
         """The prompt's ids around its picture; questions repeat, so the last thousands are kept."""

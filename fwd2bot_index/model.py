@@ -391,7 +391,7 @@ class Fwd2BotModel(nn.Module):
         """
         tokens = tokens.to(self.device)
         m, k, _ = tokens.shape
-        said = [*prompts.completion_ids(self.processor, answer), self._end_token] if answer else []
+        said = [*self.inputs.completion(answer), self._end_token] if answer else []
         if m < 2 or not said:
             return torch.zeros(m)
 
@@ -457,8 +457,8 @@ class Fwd2BotModel(nn.Module):
     ) -> torch.Tensor:
         """[B, C], float32: log-probability of each completion after the prompt, summed over its tokens.
 
-        A completion is tokenized alone, without special tokens, and appended to the prompt's ids. The prompt is
-        computed once; a completion of a single token costs nothing more. ``ended``: the token that ends an answer
+        A completion is tokenized as the chat format opens an answer, without special tokens. The prompt is computed
+        once; a completion of a single token costs nothing more. ``ended``: the token that ends an answer
         counts as well, so that one completion may be the beginning of another.
         """
         if not completions:
@@ -466,7 +466,7 @@ class Fwd2BotModel(nn.Module):
         tokens = tokens.to(self.device)
         ids, mask = self.prepare_prompts(prompt, len(tokens), num_tokens=tokens.shape[1])
         end = [self._end_token] if ended else []
-        said = [[*prompts.completion_ids(self.processor, completion), *end] for completion in completions]
+        said = [[*self.inputs.completion(completion), *end] for completion in completions]
         scores = []
         with self._threads_for("generate"), self.stage("generate"):
             several = any(len(one) > 1 for one in said)
@@ -499,7 +499,7 @@ class Fwd2BotModel(nn.Module):
         each = [prompt] * len(answers) if isinstance(prompt, str) else prompt
         if not len(each) == len(answers) == len(tokens):
             raise InputError(f"{len(each)} prompts and {len(answers)} answers were given for {len(tokens)} pictures.")
-        said = [prompts.completion_ids(self.processor, answer) for answer in answers]
+        said = [self.inputs.completion(answer) for answer in answers]
         asked = [self.inputs.prompt(p).ids(self._image_token, tokens.shape[1]) for p in each]
         ids, mask = (
             t.to(self.device)
@@ -843,16 +843,17 @@ class Fwd2BotModel(nn.Module):
     # ---- pictures, prompts and answers ----
 
     def stop_tokens(self) -> list[int]:
-        """Chat models end a turn with another token than their tokenizer's EOS: both stop."""
+        """Chat models end a turn with another token than their tokenizer's EOS: all of them stop."""
         generation = getattr(self.base, "generation_config", None)
         configured = getattr(generation, "eos_token_id", None)
         ids = configured if isinstance(configured, list) else [configured]
-        return sorted({i for i in [*ids, self.processor.tokenizer.eos_token_id] if i is not None})
+        ends = [*ids, self.processor.tokenizer.eos_token_id, self.inputs.end_token]
+        return sorted({i for i in ends if i is not None})
 
     @property
     def _end_token(self) -> int:
-        """What ends an answer: the tokenizer's EOS, as in training, and not whatever else stops one."""
-        end = self.processor.tokenizer.eos_token_id
+        """What ends an answer, as in training, and not whatever else stops one."""
+        end = self.inputs.end_token
         return self.stop_tokens()[0] if end is None else int(end)
 
     def _best(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

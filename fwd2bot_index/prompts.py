@@ -37,8 +37,10 @@ def image_prompt(processor: Any, family: Family, prompt: str, *, image: Any, ima
     The processor runs on a real picture (any will do), because only it knows what it puts around the placeholders.
 
     Raises:
+        InputError: the prompt itself has a placeholder in it.
         ModelError: no chat template, or a layout other than one run of placeholders.
     """
+    _refuse_placeholders(processor, prompt, image_token)
     text = render(processor, family, prompt, images=1)
     settings = family.settings_for(processor.image_processor)
     encoded = processor(text=[text], images=[image], **_special_tokens(processor, text), **settings)
@@ -82,11 +84,10 @@ def images_prompt(processor: Any, family: Family, prompt: str, *, image: Any, im
         ids = [int(i) for i in encoded["input_ids"][0]]
     except Exception as e:  # processors say it in many ways
         raise ModelError(f"This {family.model_type} model takes one picture at a time.") from e
-    start, count = len(one.before), one.num_image_tokens
-    last = len(ids) - len(one.after) - count
-    between = tuple(ids[start + count : last])
-    found = ImagesPrompt(one.before, between, one.after)
-    if last < start + count or ids != found.ids(image_token, [count, count]) or image_token in between:
+    shown = ids[len(one.before) : len(ids) - len(one.after)]
+    count = shown.count(image_token) // 2  # LLaVA-OneVision gives each of several pictures fewer than one alone
+    found = ImagesPrompt(one.before, tuple(shown[count : len(shown) - count]), one.after)
+    if count == 0 or image_token in found.between or ids != found.ids(image_token, [count, count]):
         raise ModelError(f"This {family.model_type} model takes one picture at a time.")
     return found
 
@@ -97,35 +98,78 @@ def text_prompt_ids(processor: Any, family: Family, prompt: str) -> list[int]:
     return list(processor.tokenizer(text, **_special_tokens(processor, text))["input_ids"])
 
 
-def completion_ids(processor: Any, completion: str) -> list[int]:
-    """Token ids of an answer, to be appended to those of its prompt: tokenized alone, without special tokens.
+@dataclass(frozen=True)
+class AnswerFormat:
+    """How a chat format writes an answer behind its prompt."""
+
+    lead: str = ""
+    """What the prompt has behind the user's words."""
+    opening: str = ""
+    """White space between that and the answer: ``" "`` in ``Assistant: yes``."""
+    end: int | None = None
+    """The special token that closes the answer's turn, where it has one."""
+
+
+def answer_format(processor: Any, family: Family) -> AnswerFormat:
+    """Read off the chat template, by an answer on trial; empty where the template takes none."""
+    question, answer = "QUESTION", "ANSWER"
+    try:
+        asked = render(processor, family, question, images=0)
+        answered = render(processor, family, question, images=0, answer=answer)
+    except Exception:  # templates refuse in many ways what they do not know
+        return AnswerFormat()
+    before, _, closing = answered.rpartition(answer)
+    opening = before.removeprefix(asked) if before.startswith(asked) else ""
+    ids = processor.tokenizer(closing, add_special_tokens=False)["input_ids"] if before else []
+    special = bool(ids) and getattr(processor.tokenizer.added_tokens_decoder.get(ids[0]), "special", False)
+    return AnswerFormat(
+        lead=asked.rpartition(question)[2],
+        opening=opening if opening.isspace() else "",
+        end=ids[0] if special else None,
+    )
+
+
+def completion_ids(processor: Any, completion: str, answers: AnswerFormat) -> list[int]:
+    """Token ids of an answer, to be appended to those of its prompt, without special tokens: as they are behind the
+    prompt's end and the answer's opening, where there is one, else tokenized alone.
 
     Raises:
         InputError: it has none.
     """
-    ids = list(processor.tokenizer(completion, add_special_tokens=False)["input_ids"])
-    if not ids:
+
+    def ids_of(text: str) -> list[int]:
+        return list(processor.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    alone = ids_of(completion)
+    if not alone:
         raise InputError(f"The completion {completion!r} has no tokens, so it has no likelihood.")
-    return ids
+    if not answers.opening:
+        return alone
+    lead, whole = ids_of(answers.lead), ids_of(answers.lead + answers.opening + completion)
+    return whole[len(lead) :] if whole[: len(lead)] == lead else ids_of(answers.opening + completion)
 
 
-def render(processor: Any, family: Family, prompt: str, *, images: int) -> str:
-    """The text of one user turn with the answer's opening: by the chat template, else by the family's plain format,
-    which has room for one picture."""
+def render(processor: Any, family: Family, prompt: str, *, images: int, answer: str | None = None) -> str:
+    """The text of one user turn, ready for the answer, or with an ``answer``'s turn behind it: by the chat template,
+    else by the family's plain format, which has room for one picture and for no answer."""
     template = getattr(processor, "chat_template", None) or getattr(processor.tokenizer, "chat_template", None)
     if isinstance(template, dict):
         template = template["default"]
     if template:
-        content = [*[{"type": "image"}] * images, {"type": "text", "text": prompt}]
+        turns = [{"role": "user", "content": [*[{"type": "image"}] * images, {"type": "text", "text": prompt}]}]
+        if answer is not None:
+            turns.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
         # by the tokenizer: processors of video models insist on their video part here
         return str(
             processor.tokenizer.apply_chat_template(
-                [{"role": "user", "content": content}],
+                turns,
                 chat_template=template,
                 tokenize=False,
-                add_generation_prompt=True,
+                add_generation_prompt=answer is None,
             )
         )
+    if answer is not None:
+        raise ModelError(f"This {family.model_type} model has no chat template.")
     if images > 1:
         raise ModelError(f"This {family.model_type} model takes one picture at a time.")
     plain = family.plain_prompt if images else family.plain_text
@@ -143,6 +187,14 @@ def pad_left(rows: Sequence[Sequence[int]], *, padding: int) -> tuple[torch.Tens
     ids = torch.tensor([[padding] * (longest - len(row)) + list(row) for row in rows], dtype=torch.long)
     mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], dtype=torch.long)
     return ids, mask
+
+
+def _refuse_placeholders(processor: Any, prompt: str, image_token: int) -> None:
+    own = {v for n, v in vars(processor).items() if n.endswith("_token") and isinstance(v, str) and v}
+    own.add(processor.tokenizer.convert_ids_to_tokens(image_token))
+    for token in sorted(own):
+        if token in prompt:
+            raise InputError(f"{prompt[:60]!r} has {token} in it, which for this model stands for a picture.")
 
 
 def _special_tokens(processor: Any, text: str) -> dict[str, bool]:

@@ -59,7 +59,7 @@ def ask(
     """
     from fwd2bot_index.answering import check_choices, check_question
 
-    if image is not None and (query is not None or where is not None or together):
+    if image is not None and (query is not None or where is not None or together or top > 1):
         raise InputError("Give either --image FILE or what is searched for.")
     if as_json and as_lines:
         raise InputError("Give either --json or --jsonl.")

@@ -13,7 +13,6 @@ from fwd2bot_cli.location import existing_index
 from fwd2bot_cli.options import Debug, IndexFolder, Json, Quiet
 from fwd2bot_cli.progress import RunProgress
 from fwd2bot_cli.session import session_of
-from fwd2bot_index.checkpoints import DEFAULT_MODEL
 from fwd2bot_index.config import DEFAULT_THRESHOLD
 from fwd2bot_index.errors import IndexEmptyError, InputError
 
@@ -58,7 +57,7 @@ def dedup(
     Prints group, similarity, pixels, size and path: a table, or tab-separated lines (with bytes as a number) where
     stdout is no terminal.
     """
-    from fwd2bot_index.duplicates import find_duplicates, superfluous
+    from fwd2bot_index.duplicates import copy_threshold, find_duplicates, superfluous
     from fwd2bot_index.store import IndexStore
 
     if exact and threshold is not None:
@@ -67,8 +66,8 @@ def dedup(
         raise InputError("Give either --json or --paths-only.")
     output = session_of(context).output
     store = IndexStore.open(existing_index(index))
-    if threshold is None and not exact and store.manifest.model == DEFAULT_MODEL:
-        threshold = DEFAULT_THRESHOLD
+    if threshold is None and not exact:
+        threshold = copy_threshold(store.manifest)
     rows = store.embeddings()
     if len(rows) == 0:
         raise IndexEmptyError(f"The index in {store.place} holds no pictures: add some with `fwd2bot index FOLDER`.")

@@ -16,7 +16,6 @@ from fwd2bot_cli.opening import open_index
 from fwd2bot_cli.options import Debug, IndexFolder, Json, Quiet
 from fwd2bot_cli.session import session_of
 from fwd2bot_index.archives import picture_exists
-from fwd2bot_index.config import DEFAULT_THRESHOLD
 from fwd2bot_index.errors import Fwd2BotError, ImageError, InputError
 
 if TYPE_CHECKING:
@@ -65,7 +64,7 @@ def search(
         float, typer.Option("--diverse", metavar="0..1", min=0, max=1, help="Prefer pictures unlike those before.")
     ] = 0.0,
     collapse: Annotated[
-        bool, typer.Option("--collapse", help="Of near copies (see `fwd2bot dedup`), only the best.")
+        bool, typer.Option("--collapse", help="Of copies, only the best: what `fwd2bot dedup` finds.")
     ] = False,
     percentile: Annotated[
         float | None,
@@ -116,6 +115,7 @@ def search(
         raise InputError("Give either --json or --paths-only.")
     if html is not None and not html.absolute().parent.is_dir():
         raise InputError(f"There is no folder {shown(html.parent)} to write {shown(html.name)} in.")
+    from fwd2bot_index.duplicates import SAME_BYTES, copy_threshold
     from fwd2bot_index.queries import changes
 
     output = session_of(context).output
@@ -135,7 +135,7 @@ def search(
             top=top,
             skip=(page - 1) * top,
             diversity=diversity,
-            collapse=DEFAULT_THRESHOLD if collapse else None,
+            collapse=(copy_threshold(opened.manifest) or SAME_BYTES) if collapse else None,
             percentile=percentile,
             min_z=min_z,
             rerank=rerank,

@@ -19,7 +19,7 @@ from transformers import GenerationConfig
 
 from fwd2bot_index.likelihoods import AnswerScores, answer_scores
 from fwd2bot_index.model import Fwd2BotModel
-from fwd2bot_index.prompts import completion_ids, pad_left, text_prompt_ids
+from fwd2bot_index.prompts import pad_left, text_prompt_ids
 from fwd2bot_index.types import Stage
 
 Pictures = Sequence[Image.Image] | None
@@ -61,7 +61,7 @@ class Uncompressed:
     def score_answers(self, pictures: Pictures, prompts: Sequence[str], answers: Sequence[str]) -> AnswerScores:
         """How likely each answer is after its prompt."""
         model = self.model
-        said = [completion_ids(model.processor, answer) for answer in answers]
+        said = [model.inputs.completion(answer) for answer in answers]
         ids, mask, extra = self._inputs(pictures, prompts, said)
         lengths = torch.tensor([len(s) for s in said], device=model.device)
         if not (model.family.mrope and pictures is not None):

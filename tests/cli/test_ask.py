@@ -97,6 +97,7 @@ def test_a_copy_of_an_indexed_picture_is_known_by_its_bytes(
     ("arguments", "code", "words"),
     [
         (["?", "--image", "a.png", "--query", "b"], 2, "either"),
+        (["?", "--image", "a.png", "--top", "2"], 2, "either"),
         (["  "], 2, "empty"),
         (["?", "--image", "missing.png"], 2, "missing.png"),
         (["?", "--image", "broken.png"], 1, "broken.png"),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from cli_helpers import FakeModels, Run, draw_colours
+from PIL import Image
 
 
 @pytest.fixture
@@ -134,6 +135,16 @@ def test_copies_are_put_together(fwd2bot: Run, drawn: Path) -> None:
     outcome = fwd2bot("search", "red", "--collapse")
     assert len(outcome.out.splitlines()) == 3
     assert "(and 1 like it)" in outcome.out.splitlines()[0]
+
+
+def test_what_is_near_for_a_model_is_put_together_only_where_that_was_measured(
+    fwd2bot: Run, drawn: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.new("RGB", (31, 32), (250, 0, 0)).save(drawn / "pictures" / "near.png")
+    assert fwd2bot("index", "pictures").code == 0
+    assert "(and 1 like it)" in fwd2bot("search", "red", "--collapse").out
+    monkeypatch.setattr("fwd2bot_index.duplicates.DEFAULT_MODEL", "another")
+    assert "like it" not in fwd2bot("search", "red", "--collapse").out
 
 
 def test_rerank(fwd2bot: Run, indexed: Path) -> None:

@@ -24,6 +24,7 @@ def plain(tmp_path: Path) -> Path:
     (folder / "config.json").write_text('{"model_type": "llava"}')
     (folder / "model.safetensors").write_bytes(b"weights")
     (folder / "tokenizer.json").write_text("{}")
+    (folder / "preprocessor_config.json").write_text("{}")
     return folder
 
 
@@ -78,6 +79,10 @@ def test_a_trained_checkpoint_with_its_base_on_the_hub(trained: Path, hub: Path)
     shutil.rmtree(trained / "base")
     CompressorConfig(base_model="org/model", base_revision=hub.name).write(trained / "config.json")
     assert resolve(trained).base_folder == hub
+    found = resolve(trained).fingerprint()
+    moved = shutil.copytree(hub, trained.parent / "moved")
+    CompressorConfig(base_model=str(moved)).write(trained / "config.json")
+    assert resolve(trained).fingerprint() == found
 
 
 def test_a_cached_hub_model_needs_no_network(hub: Path) -> None:
@@ -93,6 +98,13 @@ def test_an_interrupted_download_is_no_model(hub: Path) -> None:
         resolve("org/model")
     (hub / "model-1.safetensors").write_bytes(b"")
     assert resolve("org/model").folder == hub
+
+
+@pytest.mark.parametrize("missing", ["tokenizer.json", "preprocessor_config.json"])
+def test_weights_that_another_program_fetched_alone_are_no_model(hub: Path, missing: str) -> None:
+    (hub / missing).unlink()
+    with pytest.raises(ModelError, match="org/model has no tokenizer or no image processor, or its cached copy"):
+        resolve("org/model")
 
 
 @pytest.mark.usefixtures("hub")
@@ -136,7 +148,14 @@ def test_the_fingerprint_follows_what_is_written_and_nothing_else(plain: Path, t
     assert before != model_fingerprint(plain, num_summary_tokens=8)
     moved = tmp_path / "elsewhere"
     shutil.copytree(plain, moved)
-    (moved / "README.md").write_text("about")
+    for beside in (
+        "README.md",
+        "special_tokens_map.json",
+        "vocab.json",
+        "merges.txt",
+        "video_preprocessor_config.json",
+    ):
+        (moved / beside).write_text("what some programs fetch and others do not")
     assert model_fingerprint(moved) == before
     (moved / "tokenizer.json").write_text("[]")
     assert model_fingerprint(moved) != before

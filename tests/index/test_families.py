@@ -40,6 +40,22 @@ def test_an_unknown_family_is_refused_with_what_is_supported(tmp_path: Path) -> 
         Fwd2BotModel.from_pretrained(tmp_path, device="cpu")
 
 
+def test_a_strip_is_not_blown_up_before_it_is_cropped() -> None:
+    sizes = []
+
+    class Crops:
+        do_center_crop = True
+
+        def __call__(self, images: list[Image.Image], **_: object) -> dict[str, torch.Tensor]:
+            sizes.extend(i.size for i in images)
+            return {"pixel_values": torch.zeros(len(images), 3, 32, 32)}
+
+    base, _ = tiny_models.build("llava")
+    pictures = [Image.new("RGB", size) for size in ((1344, 1), (3, 900), (160, 20), (161, 20))]
+    family_of(base.config).process_images(SimpleNamespace(image_processor=Crops()), pictures, base.config)
+    assert sizes == [(8, 1), (3, 24), (160, 20), (161, 20)]
+
+
 @pytest.mark.parametrize("name", tiny_models.FAMILIES)
 def test_one_view_per_picture_with_as_many_tokens_as_the_grid_says(name: str) -> None:
     """Large pictures too, which the tiling families would cut up; the base accepts the placeholders (it counts

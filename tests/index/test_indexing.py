@@ -376,6 +376,47 @@ def test_a_picture_that_the_model_fails_on_is_left_out_alone(corpus: Corpus, non
     assert {file.reason for file in report.skipped} == {f"the model could not compress it: {reason}"}
 
 
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_a_picture_that_there_was_no_memory_for_is_tried_again(
+    corpus: Corpus, monkeypatch: pytest.MonkeyPatch, batch_size: int
+) -> None:
+    model = PickyModel()
+    compress = PickyModel.compress
+
+    def without_memory(self: PickyModel, images: Sequence[ImageInput]) -> SummaryTokens:
+        try:
+            return compress(self, images)
+        except RuntimeError as e:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate") from e
+
+    monkeypatch.setattr(PickyModel, "compress", without_memory)
+    corpus.write({"a.png": plain(RED, (7, 7))})
+    assert counts(corpus.index(model=model, batch_size=batch_size)) == {"added": 3, "skipped": 1}
+    model.hates = ()
+    assert counts(corpus.index(model=model, batch_size=batch_size)) == {"updated": 1, "unchanged": 3}
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_no_picture_is_blamed_for_a_device_that_failed(
+    corpus: Corpus, monkeypatch: pytest.MonkeyPatch, batch_size: int
+) -> None:
+    corpus.write({f"{i}.png": plain(GREEN, (10 + i, 9)) for i in range(4)})
+
+    def broken(images: Sequence[ImageInput]) -> SummaryTokens:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    model = PickyModel(hates=())
+
+    def break_later(progress: Progress) -> None:
+        if progress.phase == "compressing" and progress.done >= 2:
+            monkeypatch.setattr(model, "compress", broken)
+
+    with pytest.raises(ModelError, match="The device failed: CUDA error"):
+        corpus.index(model=model, batch_size=batch_size, progress=break_later)
+    report = corpus.index()
+    assert (len(corpus.found()), len(report.skipped)) == (7, 0)
+
+
 @pytest.mark.parametrize("batch_size", [1, 32])
 def test_a_model_that_fails_on_everything_is_to_blame_itself(corpus: Corpus, batch_size: int) -> None:
     with pytest.raises(ModelError, match=r"fake fails on every picture.*do not like green") as raised:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import suppress
+from io import BytesIO
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiny_models
 import torch
+from PIL import Image
 from torch.nn import functional as F
 
 from fwd2bot_index import model as model_module
@@ -82,6 +85,18 @@ def test_saved_and_loaded_is_the_same(family: str, tmp_path: Path) -> None:
             parameter.data.zero_()
     assert not torch.allclose(model.compress(pictures).tokens, before.tokens, atol=1e-2)
     assert not torch.allclose(model.loglikelihood(before.tokens, "what?", ["yes"]), scores, atol=1e-2)
+
+
+def test_a_pillow_image_is_what_its_file_is() -> None:
+    glass = Image.new("RGBA", (40, 30), (255, 0, 0, 0))
+    deep = Image.fromarray(np.full((30, 40), 20000, np.uint16))
+    long = Image.new("RGB", (900, 30), "red")
+    inputs = trained("llava").inputs
+    for image in (glass, deep, long):
+        inputs.decode_side = 128
+        file = BytesIO()
+        image.save(file, "PNG")
+        assert np.array_equal(np.asarray(inputs.picture(image)), np.asarray(inputs.picture(file.getvalue())))
 
 
 def test_saved_in_half_precision_the_model_in_memory_stays_as_it_is(tmp_path: Path) -> None:
@@ -274,7 +289,17 @@ def test_the_end_of_a_completion_may_count(family: str) -> None:
 
 # ---- several pictures in one context
 
-SEVERAL = ["llava", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl", "gemma3", "idefics3", "smolvlm"]
+SEVERAL = [
+    "llava",
+    "llava_onevision",
+    "qwen2_vl",
+    "qwen2_5_vl",
+    "qwen3_vl",
+    "internvl",
+    "gemma3",
+    "idefics3",
+    "smolvlm",
+]
 
 
 @pytest.mark.parametrize("family", SEVERAL)

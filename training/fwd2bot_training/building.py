@@ -54,7 +54,9 @@ def build_model(run: RunConfig, *, texts: Callable[[], Iterable[str]], folder: P
             )
             # a base whose weights stay as they are is named, not copied
             frozen = not (settings.lr_language_model or settings.lr_projector or settings.lr_vision)
-            model = _around(base, processor, run, base_model=settings.base if frozen else BASE_FOLDER)
+            named = str(checkpoint.folder.resolve()) if checkpoint.revision is None else checkpoint.name
+            base_model = named if frozen else BASE_FOLDER
+            model = _around(base, processor, run, base_model=base_model, revision=checkpoint.revision)
     _choose_what_trains(model, settings)
     if run.train.gradient_checkpointing:
         model.gradient_checkpointing_enable(compiled=run.train.compile)
@@ -105,14 +107,15 @@ def _choose_what_trains(model: Fwd2BotModel, settings: ModelConfig) -> None:
             p.data = p.data.float()  # an update of one in ten thousand is lost in bfloat16
 
 
-def _around(base: Any, processor: Any, run: RunConfig, *, base_model: str) -> Fwd2BotModel:
+def _around(base: Any, processor: Any, run: RunConfig, *, base_model: str, revision: str | None = None) -> Fwd2BotModel:
+    """``revision``: the commit that was loaded, which is what the adapters fit."""
     settings = run.model
     if run.method.objective in ("lvlm", "words"):
         config = CompressorConfig.training_free(base_model)
         return Fwd2BotModel(base, processor, config)
     config = CompressorConfig(
         base_model=base_model,
-        base_revision=settings.revision or None,
+        base_revision=revision,
         num_summary_tokens=settings.num_tokens,
         queries=settings.queries,
         compress_prompt=settings.compress_prompt,

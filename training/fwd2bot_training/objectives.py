@@ -222,9 +222,10 @@ class Objective(nn.Module):
             for name in ("ar", "matching", "distillation", "orthogonality", "contrastive")
             if (weight := float(getattr(method, f"{name}_weight")))
         }
-        self.end: int = model.processor.tokenizer.eos_token_id
-        if self.end is None:
+        end = model.inputs.end_token
+        if end is None:
             raise InputError("The tokenizer of this base has no EOS token, so an answer could not end.")
+        self.end: int = end
 
     @property
     def logit_scale(self) -> nn.Parameter | None:

@@ -19,7 +19,6 @@ import torch
 from fwd2bot_index.errors import InputError
 from fwd2bot_index.families import Family
 from fwd2bot_index.inputs import InputMaker
-from fwd2bot_index.prompts import completion_ids
 from fwd2bot_training.data import Segment
 
 MATCHING = "matching"
@@ -108,7 +107,7 @@ def pack(
                         f"The prompt {prompt[:60]!r} has {asked} tokens, which leaves no room for an answer in "
                         f"data.max_text_tokens = {max_tokens}."
                     )
-                answered = [*_answer_ids(inputs.processor, prompt, answer), end][: max_tokens - asked]
+                answered = [*_answer_ids(inputs, prompt, answer), end][: max_tokens - asked]
                 predict += [(r, start + asked - 1 + i) for i in range(len(answered))]
                 labels += answered
                 weights += [len(answered) ** -0.5] * len(answered)
@@ -141,9 +140,9 @@ def pack(
     )
 
 
-def _answer_ids(processor: Any, prompt: str, answer: str) -> list[int]:
+def _answer_ids(inputs: InputMaker, prompt: str, answer: str) -> list[int]:
     try:
-        return completion_ids(processor, answer)
+        return inputs.completion(answer)
     except InputError as e:
         raise InputError(f"The answer {answer!r} to {prompt[:60]!r} has no tokens, so it teaches nothing.") from e
 
