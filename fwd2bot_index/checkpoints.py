@@ -222,7 +222,7 @@ def _snapshot(name: str, revision: str | None) -> Path:
 
 
 def _is_complete(folder: Path) -> bool:
-    """Whether settings, tokenizer, processor and all the shards are there: an interrupted download leaves a snapshot with
+    """Whether settings, tokenizer, processor and all shards are there: an interrupted download leaves a snapshot with
     holes, and other programs fetch parts of a model."""
     tokenizer = any(p.is_file() for name in (_TOKENIZER, *_OLD_TOKENIZERS) for p in folder.glob(name))
     processor = any((folder / name).is_file() for name in _PROCESSORS)

@@ -42,10 +42,7 @@ def train(
     ] = None,
     dry_run: Annotated[
         bool,
-        typer.Option(
-            "--dry-run",
-            help=f"Read all data, count, show samples of each phase in {PREVIEW} under --out; train nothing.",
-        ),
+        typer.Option("--dry-run", help="Read all data, count, show samples of each phase in --out; train nothing."),
     ] = False,
     help_config: Annotated[bool, typer.Option("--help-config", help="Explain every key of a recipe.")] = False,
     show_recipe: Annotated[

@@ -148,13 +148,7 @@ def test_the_fingerprint_follows_what_is_written_and_nothing_else(plain: Path, t
     assert before != model_fingerprint(plain, num_summary_tokens=8)
     moved = tmp_path / "elsewhere"
     shutil.copytree(plain, moved)
-    for beside in (
-        "README.md",
-        "special_tokens_map.json",
-        "vocab.json",
-        "merges.txt",
-        "video_preprocessor_config.json",
-    ):
+    for beside in ("README.md", "special_tokens_map.json", "vocab.json", "merges.txt", "video_processor.json"):
         (moved / beside).write_text("what some programs fetch and others do not")
     assert model_fingerprint(moved) == before
     (moved / "tokenizer.json").write_text("[]")
