@@ -18,6 +18,7 @@ from PIL import Image
 
 from fwd2bot_index.config import Manifest
 from fwd2bot_index.decoding import content_id
+from fwd2bot_index.places import Place
 from fwd2bot_index.store import ImageRow, IndexStore
 from fwd2bot_index.types import Compressor
 from fwd2bot_serve.app import create_app
@@ -55,7 +56,7 @@ def describe(index: Path, pictures: Path, column: str, values: dict[str, object]
 
 @contextmanager
 def serving(
-    index: Path,
+    index: Path | Place,
     settings: Settings | None = None,
     *,
     load: Callable[[Manifest], Compressor] = lambda manifest: FakeModel(),

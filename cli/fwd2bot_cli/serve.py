@@ -41,8 +41,13 @@ def serve(
     batch_size: Annotated[
         int, typer.Option(min=1, help="Questions, of all clients, that the model answers at once; 1: each alone.")
     ] = 32,
-    time_limit: Annotated[float, typer.Option(min=1, help="Seconds that a request may take.")] = 60.0,
-    max_body: Annotated[int, typer.Option(metavar="MIB", min=1, help="What one request may send.")] = 32,
+    time_limit: Annotated[
+        float,
+        typer.Option(
+            min=1, help="Seconds that a body may take to arrive, and a request to be worked on; of a stream, each step."
+        ),
+    ] = 60.0,
+    max_body: Annotated[int, typer.Option(metavar="MIB", min=1, help="Of the body of a request.")] = 32,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
@@ -60,7 +65,7 @@ def serve(
         port=port,
         token=token or None,
         public=public,
-        allowed_hosts=tuple(name.lower() for name in allow_host or ()),
+        allowed_hosts=tuple(allow_host or ()),
         read_only=read_only,
         batch_size=batch_size,
         time_limit=time_limit,

@@ -17,18 +17,26 @@ from fastapi import APIRouter, FastAPI, Path, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import StreamingResponse
 from fastapi.routing import APIRoute
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
-from fwd2bot_index.config import DEFAULT_THRESHOLD
 from fwd2bot_index.decoding import MAX_SIDE, decode_image
-from fwd2bot_index.errors import Fwd2BotError, IndexNotFoundError, InputError
+from fwd2bot_index.duplicates import SAME_BYTES, copy_threshold
+from fwd2bot_index.errors import Fwd2BotError, IndexNotFoundError, InputError, ObjectStoreError
 from fwd2bot_index.places import Place
 from fwd2bot_index.queries import Term, changes, weighted
 from fwd2bot_serve import wire
 from fwd2bot_serve.batching import ModelThread, current_scope
-from fwd2bot_serve.failures import CancelledError, ForbiddenError, NotFoundError, failure_of, sentence_of
-from fwd2bot_serve.guards import COOKIE, PAGE_POLICY, Guard, cookie_of, same
+from fwd2bot_serve.failures import (
+    CancelledError,
+    ForbiddenError,
+    NotFoundError,
+    OverloadedError,
+    failure_of,
+    sentence_of,
+)
+from fwd2bot_serve.guards import PAGE_POLICY, Guard, cookie_name, cookie_of, same
 from fwd2bot_serve.metrics import Metrics
 from fwd2bot_serve.pictures import DEFAULT_SIDE, Side, Thumbnails, decoding, media_type, original
 from fwd2bot_serve.served import ServedIndex
@@ -140,22 +148,29 @@ def _error(status: int, error: str, sentence: str, retry_after: int | None = Non
 
 async def _failed(request: Request, error: Exception) -> Response:
     assert isinstance(error, Fwd2BotError)
-    failure = failure_of(_as_it_is(request, error))
-    return _error(failure.status, failure.error, sentence_of(_as_it_is(request, error)), failure.retry_after)
+    told = await run_in_threadpool(_as_it_is, _of(request).index, error)
+    failure = failure_of(told)
+    return _error(failure.status, failure.error, sentence_of(told), failure.retry_after)
 
 
-def _as_it_is(request: Request, error: Fwd2BotError) -> Fwd2BotError:
+def _as_it_is(index: ServedIndex, error: Fwd2BotError) -> Fwd2BotError:
     """Reading an index that has just been removed fails somewhere in the middle."""
+    if isinstance(error, OverloadedError | ObjectStoreError):  # no time to ask for more
+        return error
     try:
-        _of(request).index.look()
+        index.look()
     except IndexNotFoundError as gone:
         return gone
+    except Fwd2BotError:
+        pass
     return error
 
 
 async def _invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
+    if first["type"] == "json_invalid":
+        return _error(422, "input", f"The body is no JSON, from its character {first['loc'][-1] + 1} on.")
     where = ".".join(str(part) for part in first["loc"] if part not in ("body", "query", "path"))
     sentence = f"{where}: {first['msg']}." if where else f"{first['msg']}."
     return _error(422, "input", sentence)
@@ -289,7 +304,7 @@ async def _search(request: Request, terms: Callable[[Corpus], list[Term]], filte
             top=filters.top,
             skip=(filters.page - 1) * filters.top,
             diversity=filters.diverse,
-            collapse=DEFAULT_THRESHOLD if filters.collapse else None,
+            collapse=(copy_threshold(corpus.manifest) or SAME_BYTES) if filters.collapse else None,
             percentile=filters.percentile,
             min_z=filters.min_z,
             rerank=filters.rerank,
@@ -314,7 +329,7 @@ def _term(corpus: Corpus, term: wire.TermBody, max_pixels: int) -> Term:
         return Term(text=term.text, like=term.like, weight=term.weight)
     data = wire.picture_bytes(term.image)
     side = corpus.model.decode_side or MAX_SIDE  # as indexing does, so that a picture finds itself
-    with decoding:
+    with decoding():
         image = decode_image(data, max_side=side, max_pixels=max_pixels).image
     return Term(image=image, weight=term.weight)
 
@@ -564,9 +579,11 @@ async def health(request: Request) -> Response:
     """Whether a search is answered at once."""
     index = _of(request).index
     try:
-        index.look()
+        await run_in_threadpool(index.look)  # an object store may take its time
     except IndexNotFoundError:
         return _json({"status": "no-index", "detail": "The index is not there."}, 503)
+    except ObjectStoreError as e:
+        return _json({"status": "store", "detail": str(e)}, 503)
     if not index.is_warm:
         return _json({"status": "loading", "detail": index.hindrance or "The first search is being made."}, 503)
     return _json({"status": "ready", "detail": f"Searches are answered; the model is {index.model_state}."})
@@ -582,10 +599,12 @@ async def metrics(request: Request) -> Response:
 async def session(request: Request, body: wire.SessionBody) -> Response:
     """Trade the token for the cookie of the page."""
     token = _of(request).settings.token
-    if token is None or not same(body.token, token):
-        return _error(401, "token", "That is not the token of this server.")
     response = Response(status_code=204)
-    response.set_cookie(COOKIE, cookie_of(token), httponly=True, samesite="strict", path="/")
+    if token is None:  # nothing is wanted: an address with a token in it opens the page as any other does
+        return response
+    if not same(body.token, token):
+        return _error(401, "token", "That is not the token of this server.")
+    response.set_cookie(cookie_name(token), cookie_of(token), httponly=True, samesite="strict", path="/")
     return response
 
 

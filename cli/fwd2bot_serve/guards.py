@@ -28,7 +28,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fwd2bot_serve.settings import LOOPBACK, Settings
 
-COOKIE: Final = "fwd2bot"
 _OPEN: Final = ("/", "/health", "/session")
 """Paths that need no token, besides the files of the page: nothing of the index is in them."""
 PAGE: Final = "/page/"
@@ -60,6 +59,11 @@ def cookie_of(token: str) -> str:
     return hmac.new(token.encode(), b"fwd2bot page", hashlib.sha256).hexdigest()
 
 
+def cookie_name(token: str) -> str:
+    """One for each token: browsers do not tell the ports of a machine apart, and so neither several servers on it."""
+    return f"fwd2bot-{cookie_of(token)[:8]}"
+
+
 def same(a: str, b: str) -> bool:
     """In constant time."""
     return hmac.compare_digest(a.encode(), b.encode())
@@ -73,6 +77,7 @@ class Guard:
         self._app = app
         self._settings = settings
         self._done = done
+        self._names = {name.lower() for name in (*LOOPBACK, settings.host, *settings.allowed_hosts)}
         self._in_memory = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -112,7 +117,7 @@ class Guard:
 
     def _check_host(self, headers: Headers) -> None:
         name = _name(headers.get("host", ""))
-        if name not in (*LOOPBACK, self._settings.host, *self._settings.allowed_hosts) and not _is_address(name):
+        if name not in self._names and not _is_address(name):
             raise _RefusedError(421, "host", "This server does not go by that name: --allow-host NAME makes it do so.")
 
     def _check_origin(self, scope: Scope, headers: Headers) -> None:
@@ -130,7 +135,7 @@ class Guard:
         scheme, _, shown = headers.get("authorization", "").partition(" ")
         if scheme.lower() == "bearer" and same(shown.strip(), token):
             return
-        if any(same(cookie, cookie_of(token)) for cookie in _cookies(headers)):
+        if any(same(cookie, cookie_of(token)) for cookie in _cookies(headers, cookie_name(token))):
             return
         raise _RefusedError(
             401,
@@ -225,6 +230,6 @@ def _is_address(name: str) -> bool:
     return True
 
 
-def _cookies(headers: Headers) -> list[str]:
+def _cookies(headers: Headers, wanted: str) -> list[str]:
     parts = (part.strip().partition("=") for part in headers.get("cookie", "").split(";"))
-    return [value for name, _, value in parts if name == COOKIE]
+    return [value for name, _, value in parts if name == wanted]

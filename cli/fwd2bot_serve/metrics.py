@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128)
 
@@ -35,8 +36,8 @@ class Metrics:
         )
 
     def request(self, method: str, path: str, status: int, seconds: float) -> None:
-        """``path``: of the route, so that there are few."""
-        self._requests.labels(method, path, str(status)).inc()
+        """``path``: of the route, so that there are few; of methods there are as many as clients think of."""
+        self._requests.labels(method if method in METHODS else "other", path, str(status)).inc()
         self._seconds.labels(path).observe(seconds)
 
     def model_call(self, kind: str, rows: int) -> None:

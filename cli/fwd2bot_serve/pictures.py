@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import IntEnum
 from typing import Final
 
@@ -15,7 +17,8 @@ from fwd2bot_index.corpus import Corpus
 from fwd2bot_index.decoding import content_id, read_file
 from fwd2bot_index.errors import ImageError
 from fwd2bot_index.thumbnails import small_jpeg
-from fwd2bot_serve.failures import NotFoundError
+from fwd2bot_serve.batching import current_scope
+from fwd2bot_serve.failures import CancelledError, NotFoundError
 
 
 class Side(IntEnum):
@@ -43,8 +46,20 @@ _BEGINNINGS: Final = (
     (0, b"MM\0*", "image/tiff"),
 )
 
-decoding: Final = threading.BoundedSemaphore(DECODED_AT_ONCE)
-"""Around every picture that is decoded for a client."""
+_decoding: Final = threading.BoundedSemaphore(DECODED_AT_ONCE)
+
+
+@contextmanager
+def decoding() -> Iterator[None]:
+    """Around every picture that is decoded for a client.
+
+    Raises:
+        CancelledError: the client has gone while others' were decoded.
+    """
+    with _decoding:
+        if current_scope().is_cancelled:
+            raise CancelledError
+        yield
 
 
 def media_type(data: bytes) -> str:
@@ -70,7 +85,8 @@ def original(corpus: Corpus, id_: str) -> bytes:
         if content_id(data) == id_:
             return data
     raise NotFoundError(
-        f"{files[0].uri} is gone or has changed since it was indexed. Its summary tokens can still be asked."
+        f"{files[0].uri} is gone or has changed since it was indexed. "
+        "Its summary tokens can still be searched and asked."
     )
 
 
@@ -90,10 +106,12 @@ class Thumbnails:
         """
         key = (id_, side)
         with self._lock:
-            if key in self._kept and corpus.files(id_):
+            kept = self._kept.get(key)
+            if kept is not None:
                 self._kept.move_to_end(key)
-                return self._kept[key]
-        with decoding:
+        if kept is not None and corpus.files(id_):
+            return kept
+        with decoding():
             data = original(corpus, id_)
             try:
                 jpeg = small_jpeg(data, side=side)

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 ModelState: TypeAlias = Literal["loading", "ready", "failed"]
 _WARM_UP: Final = "a picture"
+_RETRY: Final = 60.0
+"""Seconds after which a model that could not be loaded is tried again: what was in the way may have passed."""
 _LOOKS: Final = 1.0
 """Seconds between looks for an index that is not there."""
 
@@ -68,6 +70,8 @@ class ServedIndex:
         self._corpus: Corpus | None = None
         self._model: BatchedModel | None = None
         self._model_error: Fwd2BotError | None = None
+        self._failed = 0.0
+        """When, by the monotonic clock."""
         self._wanted = ""
         """The fingerprint of the model that is there or being loaded."""
         self._facets: tuple[int, list[Facet]] | None = None
@@ -88,13 +92,15 @@ class ServedIndex:
 
         Raises:
             IndexNotFoundError: it is not there (any more).
-            IndexCorruptedError, IndexMismatchError: it cannot be read.
+            IndexCorruptedError, IndexMismatchError, ObjectStoreError: it cannot be read.
         """
         stamp = self.look()
         with self._lock:
             if self._corpus is None or stamp != self._stamp:
                 self._corpus = self._open()
                 self._stamp, self._facets, self._stats = stamp, None, None
+            if self._model_error is not None and time.monotonic() > self._failed + _RETRY:
+                self._begin_loading(self._corpus.manifest)
             return self._corpus
 
     def to_write(self) -> Corpus:
@@ -128,9 +134,10 @@ class ServedIndex:
         """
         corpus = self.corpus()
         version = corpus.version
-        if self._stats is None or self._stats[0] != version:
-            self._stats = version, corpus.stats()
-        return Status(version=version, stats=self._stats[1], is_being_written=self.place.is_being_written())
+        known = self._stats  # once: another thread may forget it meanwhile
+        if known is None or known[0] != version:
+            self._stats = known = version, corpus.stats()
+        return Status(version=version, stats=known[1], is_being_written=self.place.is_being_written())
 
     def facets(self) -> list[Facet]:
         """
@@ -139,15 +146,17 @@ class ServedIndex:
         """
         corpus = self.corpus()
         version = corpus.version
-        if self._facets is None or self._facets[0] != version:
-            self._facets = version, corpus.facets()
-        return self._facets[1]
+        known = self._facets
+        if known is None or known[0] != version:
+            self._facets = known = version, corpus.facets()
+        return known[1]
 
     def look(self) -> Mark:
         """Which manifest is there.
 
         Raises:
             IndexNotFoundError: none.
+            ObjectStoreError: it cannot be said.
         """
         try:
             return self.place.mark(MANIFEST)
@@ -159,14 +168,18 @@ class ServedIndex:
     def _open(self) -> Corpus:
         manifest = IndexStore.open(self.place).manifest
         if manifest.model_fingerprint != self._wanted:
-            self._wanted, self._model, self._model_error = manifest.model_fingerprint, None, None
-            threading.Thread(target=self._load_model, args=(manifest,), name="loading", daemon=True).start()
+            self._wanted, self._model = manifest.model_fingerprint, None
+            self._begin_loading(manifest)
         corpus = Corpus.open(
             self.place, model=partial(self._loaded, manifest), text_encoder=partial(self._text_encoder, manifest)
         )
         if self._model is not None:
             _ = corpus.model
         return corpus
+
+    def _begin_loading(self, manifest: Manifest) -> None:
+        self._model_error = None
+        threading.Thread(target=self._load_model, args=(manifest,), name="loading", daemon=True).start()
 
     def _load_model(self, manifest: Manifest) -> None:
         model, error = None, None
@@ -181,15 +194,17 @@ class ServedIndex:
             if self._wanted != manifest.model_fingerprint:
                 return
             self._model, self._model_error = model if error is None else None, error
+            self._failed = time.monotonic()
             corpus = self._corpus
         if corpus is not None and error is None:
             _ = corpus.model  # from now on texts are embedded by the model, many in one call
 
     def _loaded(self, manifest: Manifest) -> Compressor:
-        if self._model is not None:
-            return self._model
-        if self._model_error is not None:
-            raise self._model_error
+        model, error = self._model, self._model_error  # once: another thread may begin anew meanwhile
+        if model is not None:
+            return model
+        if error is not None:
+            raise error
         raise LoadingError(f"The model {manifest.model} is being loaded: try again in a moment.")
 
     def _first_search(self) -> None:

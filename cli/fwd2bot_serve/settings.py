@@ -30,9 +30,9 @@ class Settings:
     batch_size: int = 32
     """Rows, of any number of clients, that one call of the model takes together; 1: every client by itself."""
     time_limit: float = 60.0
-    """Seconds that a search, or the next answers of a question, may take."""
+    """Seconds that a body may take to arrive, and a search, or the next answers of a question, to be made."""
     max_body: int = 32 * 2**20
-    """Bytes of one request."""
+    """Bytes of the body of one request."""
     max_pixels: int = 50_000_000
     """Of one picture that a client sends."""
     max_requests: int = 256

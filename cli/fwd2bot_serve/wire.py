@@ -61,7 +61,10 @@ class Filters(Body):
     top: Top = 10
     page: Page = 1
     diverse: Annotated[float, Field(ge=0, le=1, description="Prefer pictures unlike those before.")] = 0.0
-    collapse: Annotated[StrictBool, Field(description="Of near copies, only the best.")] = False
+    collapse: Annotated[
+        StrictBool,
+        Field(description="Of near copies, only the best; of the same bytes, if the bundled model did not index them."),
+    ] = False
     percentile: Annotated[
         float | None, Field(ge=0, le=100, description="Only what scores better than so many per cent of the corpus.")
     ] = None
@@ -267,7 +270,7 @@ class StatusOut(BaseModel):
 
 
 class HealthOut(BaseModel):
-    status: Literal["ready", "loading", "no-index"]
+    status: Literal["ready", "loading", "no-index", "store"]
     detail: str
 
 

@@ -12,6 +12,8 @@ import pytest
 from pictures import encoded, noise, plain
 from PIL import Image
 
+from fwd2bot_serve.metrics import Metrics
+
 LINES = {"accept": "application/x-ndjson"}
 
 
@@ -100,6 +102,8 @@ class TestSearch:
         assert "one text, one picture" in refused(http.post("/search", json=two), 422, "input")
         unknown = {"terms": [{"text": "red"}], "tpo": 3}
         assert "tpo" in refused(http.post("/search", json=unknown), 422, "input")
+        broken = http.post("/search", content='{"terms":', headers={"content-type": "application/json"})
+        assert "no JSON, from its character 10 on" in refused(broken, 422, "input")
         for text in ("{", "[]", '{"terms": [{"text": "\\ud800"}]}', "\xff"):
             answer = http.post("/search", content=text, headers={"content-type": "application/json"})
             refused(answer, 422, "input")
@@ -256,6 +260,15 @@ class TestServer:
         assert 'fwd2bot_model_rows_count{kind="embed_text"}' in text
         assert "fwd2bot_waiting_rows 0.0" in text
         assert "process_resident_memory_bytes" in text
+
+    def test_metrics_have_no_more_methods_than_there_are(self) -> None:
+        metrics = Metrics()
+        for method in ("GET", "BREW", "WHEN"):
+            metrics.request(method, "other", 404, 0.1)
+        text = metrics.text().decode()
+        assert 'method="GET"' in text
+        assert 'method="other",path="other",status="404"} 2.0' in text
+        assert "BREW" not in text
 
     def test_openapi_has_examples(self, http: httpx.Client) -> None:
         api = http.get("/openapi.json").json()

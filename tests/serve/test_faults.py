@@ -19,9 +19,14 @@ from fakes import FakeModel
 from served_index import add_pictures, serving, until
 
 from fwd2bot_index.config import Manifest
-from fwd2bot_index.errors import ModelError
+from fwd2bot_index.corpus import Corpus
+from fwd2bot_index.errors import ModelError, ObjectStoreError
+from fwd2bot_index.places import FolderPlace, Mark
 from fwd2bot_index.store import writing
-from fwd2bot_index.types import Replies
+from fwd2bot_index.types import Hit, Replies
+from fwd2bot_serve.batching import Scope
+from fwd2bot_serve.failures import CancelledError
+from fwd2bot_serve.pictures import Side, Thumbnails, decoding
 from fwd2bot_serve.settings import Settings
 
 RED, GREEN, BLUE = (250, 10, 10), (10, 250, 10), (10, 10, 250)
@@ -40,6 +45,17 @@ class HeldModel(FakeModel):
         self.asked.append(len(tokens))
         assert self.let.wait(20)
         return super().answer(tokens, prompt, max_new_tokens=max_new_tokens)
+
+
+class SilentPlace(FolderPlace):
+    """A folder that stands for a bucket which answers no longer."""
+
+    is_silent = False
+
+    def mark(self, name: str) -> Mark:
+        if self.is_silent:
+            raise ObjectStoreError("The bucket does not answer.")
+        return super().mark(name)
 
 
 @pytest.fixture
@@ -108,6 +124,13 @@ class TestClientsThatLeave:
             assert model.asked == [32]  # the other 30 were never asked
             assert httpx.post(f"{address}/ask", json=ASKED).status_code == 200
 
+    def test_whose_pictures_wait_to_be_decoded(self) -> None:
+        scope = Scope()
+        scope.cancel()
+        with scope(), pytest.raises(CancelledError):
+            with decoding():
+                raise AssertionError("decoded for nobody")
+
     def test_half_a_request(self, address: str) -> None:
         with connected(address) as connection:
             connection.sendall(b"POST /ask HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n{")
@@ -147,6 +170,28 @@ class TestTheIndex:
             assert httpx.get(f"{address}/health").status_code == 200
             [hit] = httpx.get(f"{address}/search", params={"query": "red"}).json()["hits"]
             assert hit["path"].endswith("blue.png")
+
+    def test_its_store_does_not_answer(self, index: Path) -> None:
+        place = SilentPlace(index)
+        with serving(place) as address:
+            place.is_silent = True
+            for path in ("/search?query=red", "/pictures", "/status", f"/images/{'0' * 32}"):
+                answer = httpx.get(address + path)
+                assert answer.json() == {"detail": "The bucket does not answer.", "error": "store"}, path
+                assert (answer.status_code, answer.headers["retry-after"]) == (503, "10")
+            # what was wrong with the request stays wrong
+            assert httpx.get(f"{address}/search", params={"query": ""}).json()["error"] == "input"
+            health = httpx.get(f"{address}/health")
+            assert (health.status_code, health.json()["status"]) == (503, "store")
+            place.is_silent = False
+            assert httpx.get(f"{address}/health").status_code == 200
+
+    def test_holds_near_copies(self, index: Path) -> None:
+        """What is near was measured for the bundled model only."""
+        add_pictures(index, index.parent / "pictures", {"reddish": (249, 10, 10)})
+        with serving(index) as address:
+            answer = httpx.get(f"{address}/search", params={"query": "red", "collapse": True})
+            assert len(answer.json()["hits"]) == 3
 
     def test_is_empty(self, index: Path) -> None:
         from fwd2bot_index.store import IndexStore
@@ -210,6 +255,18 @@ class TestTheModel:
             until(lambda: httpx.get(f"{address}/health").json()["detail"] == "There is no model fake.")
             assert httpx.get(f"{address}/search", params={"query": "red"}).json()["error"] == "model"
 
+    def test_is_tried_again(self, index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("fwd2bot_serve.served._RETRY", 0.1)
+        failures = [ModelError("The hub does not answer."), ModelError("The hub does not answer.")]
+
+        def load(manifest: Manifest) -> FakeModel:
+            if failures:
+                raise failures.pop()
+            return FakeModel()
+
+        with serving(index, load=load) as address:
+            assert httpx.post(f"{address}/ask", json=ASKED).status_code == 200
+
     def test_takes_too_long(self, index: Path) -> None:
         model = HeldModel()
         with serving(index, Settings(time_limit=1), load=lambda manifest: model) as address:
@@ -271,6 +328,21 @@ class TestAnnotate:
             until(lambda: not httpx.get(f"{address}/status").json()["writing"])
             answered = httpx.get(f"{address}/pictures", params={"where": "colour IS NOT NULL", "top": 500}).json()
             assert len(answered["pictures"]) == model.asked[0]
+
+
+def test_small_copies_are_looked_up_while_others_are_given_out(index: Path) -> None:
+    corpus = Corpus.open(index, model=FakeModel())
+    thumbnails = Thumbnails()
+    id_ = corpus.search("red", top=1)[0].id
+    first = thumbnails.of(corpus, id_, Side.TINY)
+
+    class Slow(Corpus):
+        def files(self, id_: str) -> list[Hit]:
+            with ThreadPoolExecutor(1) as pool:
+                assert pool.submit(thumbnails.of, corpus, id_, Side.TINY).result(timeout=5) == first
+            return super().files(id_)
+
+    assert thumbnails.of(Slow.open(index, model=FakeModel()), id_, Side.TINY) == first
 
 
 def _reachable(address: str) -> bool:

@@ -10,6 +10,7 @@ import pytest
 from served_index import serving
 
 from fwd2bot_index.errors import InputError
+from fwd2bot_serve.guards import cookie_name
 from fwd2bot_serve.settings import Settings
 
 TOKEN = "open sesame"
@@ -18,7 +19,7 @@ ASKED = {"query": "red"}
 
 @pytest.fixture(scope="module")
 def locked(corpus: tuple[Path, dict[str, str]]) -> Iterator[str]:
-    with serving(corpus[0], Settings(token=TOKEN, allowed_hosts=("pictures.example",))) as address:
+    with serving(corpus[0], Settings(token=TOKEN, allowed_hosts=("Pictures.Example",))) as address:
         yield address
 
 
@@ -38,8 +39,8 @@ def test_no_network_without_a_token() -> None:
         {"authorization": f"Bearer {TOKEN}x"},
         {"authorization": f"Basic {TOKEN}"},
         {"authorization": "Bearer"},
-        {"cookie": f"fwd2bot={TOKEN.replace(' ', '')}"},
-        {"cookie": "fwd2bot="},
+        {"cookie": f"{cookie_name(TOKEN)}={TOKEN.replace(' ', '')}"},
+        {"cookie": f"{cookie_name(TOKEN)}="},
     ],
 )
 def test_nothing_of_the_index_without_the_token(locked: str, ids: dict[str, str], headers: dict[str, str]) -> None:
@@ -70,6 +71,16 @@ def test_the_page_trades_it_for_a_cookie(locked: str) -> None:
         assert "SameSite=strict" in cookie
         assert TOKEN not in cookie
         assert client.get("/search", params=ASKED).status_code == 200
+
+
+def test_servers_of_one_machine_keep_their_cookies_apart() -> None:
+    assert cookie_name("one") != cookie_name("two")
+
+
+def test_no_token_is_wanted(address: str) -> None:
+    answer = httpx.post(f"{address}/session", json={"token": TOKEN})
+    assert answer.status_code == 204
+    assert "set-cookie" not in answer.headers
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import base64
 import shutil
 import threading
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ FLAGS = (
 )  # fmt: skip
 DESK, PHONE = {"width": 1280, "height": 860}, {"width": 390, "height": 844}
 MANY = 110
+PAGE = 48
+DETAIL = '{"detail": "Too much.", "error": "overloaded"}'
 Open = Callable[..., Any]
 
 
@@ -96,6 +99,11 @@ def becomes(page: Any, condition: str) -> None:
     raise AssertionError(f"never: {condition}")
 
 
+def scrolled(page: Any, figures: int) -> None:
+    """To the end, until there are so many."""
+    becomes(page, f"scrollTo(0, 1e6), document.querySelectorAll('figure').length === {figures}")
+
+
 def search(page: Any, words: str) -> None:
     page.fill("#words", words)
     settled(page, lambda: page.press("#words", "Enter"))
@@ -127,7 +135,54 @@ def hand_over(page: Any, kind: str, data: bytes) -> None:
 class TestSearch:
     def test_all_come_as_one_scrolls(self, page: Any) -> None:
         assert 0 < page.locator("figure").count() < MANY
-        becomes(page, "scrollTo(0, 1e6), document.querySelectorAll('figure').length === " + str(MANY + 3))
+        scrolled(page, MANY + 3)
+
+    def test_more_of_what_was_searched_for(self, page: Any) -> None:
+        """And not of what has been typed since."""
+        sent: list[Any] = []
+        page.on("request", lambda request: sent.append(request.post_data_json) if "/search" in request.url else None)
+        search(page, "green")
+        page.fill("#words", "blue")
+        scrolled(page, MANY + 3)
+        assert [(body["page"], body["terms"]) for body in sent] == [
+            (number, [{"text": "green", "weight": 1}]) for number in (1, 2, 3)
+        ]
+
+    def test_more_cannot_be_had_at_once(self, many: tuple[str, Path], open_page: Open) -> None:
+        page = open_page(many[0], errors=True)
+        page.wait_for_selector("figure img.there")
+        page.route("**/pictures?*page=2*", lambda route: route.fulfill(status=500, body=DETAIL))
+        scrolled(page, PAGE)
+        page.wait_for_selector("text=Many are asking at once")
+        page.evaluate("document.querySelector('figure').id = 'first'")
+        page.unroute("**/pictures?*page=2*")
+        scrolled(page, MANY + 3)  # by itself
+        assert page.locator("figure#first").count() == 1
+
+    def test_more_is_indexed_meanwhile(self, tmp_path: Path, open_page: Open) -> None:
+        def add(first: int, last: int) -> None:
+            colours = {f"p{i:02}": (i, 100, 100) for i in range(first, last)}
+            add_pictures(tmp_path / "index", tmp_path / "pictures", colours)
+
+        add(0, PAGE + 2)
+        with serving(tmp_path / "index") as address:
+            page = open_page(address, errors=True)
+            page.wait_for_selector("figure img.there")
+            add(PAGE + 2, PAGE + 7)
+            scrolled(page, PAGE + 2)
+            assert len(set(shown(page))) == PAGE + 2  # none twice
+
+    def test_addresses_that_are_written_otherwise(self, many: tuple[str, Path], open_page: Open) -> None:
+        page = open_page(f"{many[0]}/#query=red")
+        page.wait_for_selector("figure")
+        settled(page, lambda: page.goto(f"{many[0]}/#query=a%20green"))
+        assert page.url.endswith("query=a+green")
+        settled(page, page.go_back)
+        assert page.url.endswith("query=red")
+        settled(page, lambda: page.goto(f"{many[0]}/#query=green^1.2.3"))
+        assert page.input_value("#words") == "green^1.2.3"
+        settled(page, lambda: page.goto(f"{many[0]}/#query=green^2"))
+        assert page.locator("#terms select").input_value() == "2"
 
     def test_words(self, page: Any) -> None:
         search(page, "green")
@@ -148,6 +203,7 @@ class TestSearch:
         settled(page, lambda: page.select_option("#terms li:nth-child(2) select", "-1"))
         assert shown(page)[0] == "red"
         assert page.locator("#terms li.away").inner_text().startswith("blue")
+        assert page.evaluate("document.activeElement.matches('#terms li.away select')")
         settled(page, lambda: page.click("#terms li:nth-child(1) button"))
         assert page.locator("#terms li").count() == 1
         assert "green" in shown(page)[:3]
@@ -170,6 +226,19 @@ class TestSearch:
         settled(page, lambda: page.click("#terms button"))
         page.wait_for_selector("figure")
 
+    def test_a_picture_that_is_too_large(self, page: Any) -> None:
+        page.evaluate("scrollTo(0, 500)")
+        page.evaluate(
+            """() => {
+                const transfer = new DataTransfer();
+                transfer.items.add(new File([new ArrayBuffer(65 * 2 ** 20)], 'large.png', {type: 'image/png'}));
+                document.body.dispatchEvent(new DragEvent('drop', {dataTransfer: transfer, bubbles: true}));
+            }"""
+        )
+        becomes(page, "document.querySelector('#refused').getBoundingClientRect().bottom > 0")
+        assert page.inner_text("#refused") == "large.png is too large to be sent."
+        assert page.locator("figure").count() > 0
+
 
 class TestFilters:
     def test_of_the_corpus_own_columns(self, page: Any) -> None:
@@ -184,6 +253,43 @@ class TestFilters:
         assert shown(page) == ["blue"]
         search(page, "red")
         assert shown(page) == ["blue"]
+
+    def test_days_are_whole(self, tmp_path: Path, open_page: Open) -> None:
+        add_pictures(tmp_path / "index", tmp_path / "pictures", {"red": (250, 10, 10), "green": (10, 250, 10)})
+        taken: dict[str, object] = {"red": datetime(2024, 2, 29, 15), "green": datetime(2024, 3, 1, 1)}
+        describe(tmp_path / "index", tmp_path / "pictures", "taken", taken)
+        with serving(tmp_path / "index") as address:
+            page = open_page(address, errors=True)
+            page.wait_for_selector("figure")
+            page.click("#filter")
+            settled(page, lambda: page.fill("[aria-label='taken to']", "2024-02-29"))
+            assert shown(page) == ["red"]
+
+    def test_the_index_grows_meanwhile(self, tmp_path: Path, open_page: Open) -> None:
+        index, pictures = tmp_path / "index", tmp_path / "pictures"
+        add_pictures(index, pictures, {"red": (250, 10, 10)})
+        with serving(index) as address:
+            page = open_page(address, errors=True)
+            page.wait_for_selector("figure")
+
+            def grows(column: str) -> None:
+                describe(index, pictures, column, {"red": True})
+                with page.expect_response("**/columns"):
+                    page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+
+            page.click("#filter")
+            settled(page, lambda: page.get_by_label("near copies only once").check())
+            grows("sharp")
+            page.wait_for_timeout(200)
+            assert page.get_by_label("sharp").count() == 0  # nothing moves under the hand
+            page.click("#filter")
+            page.click("#filter")
+            assert page.get_by_label("sharp").count() == 1
+            assert page.get_by_label("near copies only once").is_checked()
+            page.click("#filter")
+            grows("dark")
+            becomes(page, "!!document.querySelector('[aria-label=dark]')")
+            assert page.get_by_label("near copies only once").is_checked()
 
     def test_nothing_fulfils_them(self, page: Any) -> None:
         page.click("#filter")
@@ -227,6 +333,13 @@ class TestAsk:
         page.click("#unselect")
         assert page.inner_text("#about") == "The first 2"
 
+    def test_the_answers_break_off(self, page: Any) -> None:
+        page.route("**/ask", lambda route: route.fulfill(body=""))
+        page.fill("#question", "which colour?")
+        page.press("#question", "Enter")
+        assert "broke off" in page.inner_text("#answer .wrong")
+        assert page.locator("figure.asking").count() == 0
+
     def test_choices(self, page: Any) -> None:
         search(page, "red")
         page.fill("#choices", "yes, no")
@@ -256,6 +369,24 @@ class TestOnePicture:
         assert not page.is_visible("#picture")
         assert page.locator("#terms li.away img").count() == 1
 
+    def test_a_walk_goes_on_where_the_grid_ends(self, page: Any) -> None:
+        page.evaluate(f"document.querySelectorAll('figure > button')[{PAGE - 1}].click()")
+        last = page.inner_text("#picture h2")
+        page.click("#picture .after")
+        becomes(page, f"document.querySelector('#picture h2').textContent !== '{last}'")
+        assert page.evaluate("document.activeElement.getAttribute('aria-label')") == "Next"
+
+    def test_it_cannot_be_had_at_once(self, many: tuple[str, Path], open_page: Open) -> None:
+        page = open_page(many[0], errors=True)
+        page.wait_for_selector("figure")
+        page.route("**/thumbnails/**", lambda route: route.fulfill(status=503, body=DETAIL))
+        page.reload()
+        page.wait_for_selector("figure .lost")
+        assert page.locator("figure .lost").first.inner_text().startswith("Too much.")
+        page.unroute("**/thumbnails/**")
+        page.locator("figure .lost button").first.click()
+        page.wait_for_selector("figure img.there")
+
     def test_its_file_is_gone(self, many: tuple[str, Path], open_page: Open, tmp_path: Path) -> None:
         ids = add_pictures(tmp_path / "index", tmp_path / "pictures", {"red": (250, 10, 10)})
         (tmp_path / "pictures" / "red.png").unlink()
@@ -263,6 +394,7 @@ class TestOnePicture:
         with serving(tmp_path / "index") as address:
             page = open_page(address, errors=True)
             page.wait_for_selector("figure .lost")
+            assert page.locator("figure .lost button").count() == 0
             page.locator("figure > button").click()
             assert "can still be searched and asked" in page.inner_text("#picture .view .lost")
 
@@ -386,6 +518,12 @@ class TestStates:
             given = open_page(f"{address}/#token=sesame", errors=True)
             given.wait_for_selector("figure img.there")
             assert "sesame" not in given.url
+
+    def test_no_token_is_wanted(self, many: tuple[str, Path], open_page: Open) -> None:
+        page = open_page(f"{many[0]}/#token=sesame&query=green")
+        page.wait_for_selector("figure img.there")
+        assert page.input_value("#words") == "green"
+        assert "sesame" not in page.url
 
     def test_the_server_is_gone(self, tmp_path: Path, open_page: Open) -> None:
         add_pictures(tmp_path / "index", tmp_path / "pictures", {"red": (250, 0, 0)})

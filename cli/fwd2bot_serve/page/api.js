@@ -8,7 +8,7 @@ export class Refused extends Error {
   }
 }
 
-async function request(path, options = {}) {
+export async function request(path, options = {}) {
   let answer;
   try {
     answer = await fetch(path, options);
@@ -45,6 +45,7 @@ export async function* lines(path, body, signal) {
   const answer = await request(path, asJson(body, { signal, headers: { accept: "application/x-ndjson" } }));
   const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
+  let told = 0;
   for (;;) {
     const { value, done } = await reader.read();
     rest += value ?? "";
@@ -53,8 +54,10 @@ export async function* lines(path, body, signal) {
     for (const line of whole) {
       const item = JSON.parse(line);
       if (item.error && item.detail) throw new Refused(item.detail, item.error);
+      told += 1;
       yield item;
     }
+    if (done && told < (body.ids?.length ?? 0)) throw new Refused("The server broke off before all was answered.", "offline");
     if (done) return;
   }
 }

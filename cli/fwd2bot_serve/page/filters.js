@@ -4,12 +4,23 @@ import { $, h } from "./dom.js";
 
 const quoted = (text) => `'${text.replaceAll("'", "''")}'`;
 
+const PLAIN = { diverse: 0, collapse: false, rerank: false };
+
+function dayAfter(day) {
+  if (!day) return "";
+  const next = new Date(`${day}T00:00Z`);
+  next.setUTCDate(next.getUTCDate() + 1);
+  return next.toISOString().slice(0, 10);
+}
+
 export class Filters {
   constructor(changed) {
+    this.known = []; // columns
     this.parts = new Map(); // column -> condition
     this.changed = changed;
-    this.options = { diverse: 0, collapse: false, rerank: false };
+    this.options = { ...PLAIN };
     this.waiting = null;
+    this.isStale = true;
   }
 
   /** One condition in SQL, or null. */
@@ -25,24 +36,35 @@ export class Filters {
   open(open) {
     $("filters").hidden = !open;
     $("filter").setAttribute("aria-expanded", String(open));
-    if (!open) return;
+    if (!open) {
+      this.#renew();
+      return;
+    }
     window.scrollTo({ top: 0 });
     if (matchMedia("(pointer: fine)").matches) $("filters").querySelector("input, select")?.focus();
   }
 
   clear() {
+    clearTimeout(this.waiting);
     this.parts.clear();
-    for (const field of $("filters").querySelectorAll("input, select")) {
-      if (field.type === "checkbox") field.checked = false;
-      else if (field.type === "range") field.value = 0;
-      else field.value = "";
-    }
-    this.options = { diverse: 0, collapse: false, rerank: false };
-    this.#count();
+    this.options = { ...PLAIN };
+    this.#show();
   }
 
-  show(columns) {
-    const useful = columns.filter((column) => column.kind === "boolean" || (column.values ? Object.keys(column.values).length > 1 : column.kind === "text" || column.least !== column.most));
+  /** Columns as they are now. Controls that are being used or that hold a condition stay until they are left. */
+  offer(columns) {
+    this.isStale ||= JSON.stringify(columns) !== JSON.stringify(this.known);
+    this.known = columns;
+    this.#renew();
+  }
+
+  #renew() {
+    if (this.isStale && !this.where && !(this.isOpen && $("filters").children.length)) this.#show();
+  }
+
+  #show() {
+    this.isStale = false;
+    const useful = this.known.filter((column) => column.kind === "boolean" || (column.values ? Object.keys(column.values).length > 1 : column.kind === "text" || column.least !== column.most));
     $("filters").replaceChildren(...useful.map((column) => this.#field(column)), this.#order(), this.#sql());
     this.#count();
   }
@@ -92,12 +114,13 @@ export class Filters {
 
   #range({ name, kind, least, most }) {
     const type = kind === "time" ? "date" : "number";
-    const hint = (value) => (type === "date" ? {} : { placeholder: String(value), step: "any" });
+    const hint = (value) => (type === "date" ? { max: "9999-12-30" } : { placeholder: String(value), step: "any" });
     const from = h("input", { type, "aria-label": `${name} from`, ...hint(least) });
     const to = h("input", { type, "aria-label": `${name} to`, ...hint(most) });
     const said = (value) => (type === "date" ? `DATE ${quoted(value)}` : value);
     const changed = () => {
-      const parts = [from.value && `${name} >= ${said(from.value)}`, to.value && `${name} <= ${said(to.value)}`];
+      const until = type === "date" ? `< ${said(dayAfter(to.value))}` : `<= ${said(to.value)}`; // a day has hours
+      const parts = [from.value && `${name} >= ${said(from.value)}`, to.value && `${name} ${until}`];
       this.#set(name, parts.filter(Boolean).join(" AND "));
     };
     const row = h("div.range", {}, from, "–", to);
@@ -107,10 +130,10 @@ export class Filters {
 
   #order() {
     const box = (name, words, title) => {
-      const input = h("input", { type: "checkbox", onchange: () => { this.options[name] = input.checked; this.#count(); this.changed(); } });
+      const input = h("input", { type: "checkbox", checked: this.options[name], onchange: () => { this.options[name] = input.checked; this.#count(); this.changed(); } });
       return h("label.check", { title }, input, words);
     };
-    const slider = h("input", { type: "range", min: 0, max: 1, step: 0.1, value: 0, "aria-label": "Diverse",
+    const slider = h("input", { type: "range", min: 0, max: 1, step: 0.1, value: this.options.diverse, "aria-label": "Diverse",
       onchange: () => { this.options.diverse = Number(slider.value); this.#count(); this.changed(); } });
     return h("fieldset", {}, h("legend", {}, "order"), h("div.order", {},
       box("rerank", "ask the model whether the words fit", "The first 100 are put in order by what the model says of them"),

@@ -1,6 +1,6 @@
 // The pictures: more come as one scrolls, and the arrow keys go from one to the next.
 
-import { thumbnail } from "./api.js";
+import { request, thumbnail } from "./api.js";
 import { $, count, fileName, h, percent } from "./dom.js";
 
 export const PAGE = 48;
@@ -9,6 +9,7 @@ export class Grid {
   constructor({ more, open, selected }) {
     this.pictures = []; // as the server tells them
     this.selection = new Set(); // ids
+    this.paths = new Set();
     this.figures = new Map(); // id -> figure
     this.complete = true;
     this.open = open;
@@ -22,6 +23,7 @@ export class Grid {
 
   clear() {
     this.pictures = [];
+    this.paths.clear();
     this.figures.clear();
     this.select([]);
     this.complete = true;
@@ -39,6 +41,8 @@ export class Grid {
     $("grid").removeAttribute("aria-busy");
     this.complete = complete;
     for (const picture of pictures) {
+      if (this.paths.has(picture.path)) continue; // what was indexed meanwhile has moved it to the next page
+      this.paths.add(picture.path);
       const figure = this.#figure(picture);
       this.pictures.push(picture);
       if (!this.figures.has(picture.id)) this.figures.set(picture.id, figure);
@@ -53,7 +57,7 @@ export class Grid {
     const ratio = Math.min(3, Math.max(0.5, picture.width / picture.height || 1));
     const img = h("img", { loading: "lazy", decoding: "async", alt: name, sizes: "(max-width: 46rem) 50vw, 20rem",
       srcset: `${thumbnail(picture.id, 320)} 320w, ${thumbnail(picture.id, 640)} 640w`, src: thumbnail(picture.id, 320),
-      onload: () => img.classList.add("there"), onerror: () => { img.hidden = true; figure.append(h("p.lost", {}, `${name} is gone; its tokens can still be asked.`)); } });
+      onload: () => img.classList.add("there"), onerror: () => lost(img, figure) });
     const box = h("input", { type: "checkbox", tabIndex: -1, "aria-label": `Select ${name}`, onchange: () => this.#toggle(picture.id, box.checked) });
     const figure = h("figure", { role: "listitem" },
       h("button", { type: "button", "aria-label": `Open ${name}`, onclick: () => this.open(this.pictures.indexOf(picture)) }, img),
@@ -135,6 +139,16 @@ export class Grid {
     const figure = document.activeElement?.closest("figure");
     return figure ? this.pictures.find((picture) => picture.id === figure.dataset.id) : null;
   }
+}
+
+/** In the place of an image that did not come: why, and a way to ask again, unless there is nothing to be had. */
+export async function lost(img, place) {
+  img.hidden = true;
+  const refused = await request(img.currentSrc || img.src).then(() => null, (error) => error); // an image does not tell why
+  const again = () => { told.remove(); img.hidden = false; img.src = img.src; /* loads it anew */ };
+  const told = h("p.lost", {}, refused?.message ?? "The picture did not come.",
+    refused?.kind === "not-found" ? null : h("button.plain", { type: "button", onclick: again }, "Try again"));
+  place.append(told);
 }
 
 export function scored(picture) {

@@ -8,29 +8,31 @@ import { Filters } from "./filters.js";
 import { foundWords, Grid, PAGE } from "./grid.js";
 import { Picture } from "./picture.js";
 import { Status } from "./status.js";
-import { Terms } from "./terms.js";
+import { Terms, weighted } from "./terms.js";
 
 let searching = null; // the request under way
 let stopWaiting = () => {};
+let asked = null; // what the pictures of the grid were found by; the fields may say something else by now
 let page = 0;
-let loading = false;
+let loading = null; // the page under way
+const AHEAD = 12; // pictures before the last one, from where a walk asks for more
 
 const grid = new Grid({ more, open: (i) => picture.show(grid.pictures[i]), selected: () => ask?.show() });
-const terms = new Terms(search, (sentence) => faces.show("error", "That did not work", sentence));
+const terms = new Terms(search, (sentence) => { $("refused").textContent = sentence; });
 const filters = new Filters(search);
-const picture = new Picture({ neighbour, like });
+const picture = new Picture({ hasNeighbour, neighbour, like });
 const ask = new Ask(grid, (shown) => picture.show(shown));
 const status = new Status({ grown: search, changed: columns });
 
 // ---- searching
 
-async function search() {
-  remember();
+async function search({ push = true } = {}) {
+  asked = { terms: terms.toJson(), where: filters.where, ...filters.options };
+  remember(push);
   searching?.abort();
   searching = new AbortController();
-  stopWaiting();
   page = 0;
-  loading = false;
+  loading = null;
   ask.forget();
   grid.clear();
   grid.wait();
@@ -41,9 +43,15 @@ async function search() {
   await more();
 }
 
-async function more() {
-  if (loading) return;
-  loading = true;
+/** The next page; all who ask while it is under way wait for the same. */
+function more() {
+  if (loading) return loading;
+  const mine = (loading = nextPage());
+  return mine.finally(() => { if (loading === mine) loading = null; });
+}
+
+async function nextPage() {
+  stopWaiting();
   const { signal } = searching;
   try {
     const pictures = await found(page + 1, signal);
@@ -53,30 +61,27 @@ async function more() {
     grid.add(pictures, { complete });
     faces.hide();
     if (!grid.pictures.length) nothing();
-    $("found").textContent = foundWords(grid.pictures.length, complete, { searched: !terms.isEmpty, filtered: Boolean(filters.where) });
+    $("found").textContent = foundWords(grid.pictures.length, complete, { searched: asked.terms.length > 0, filtered: Boolean(asked.where) });
     if (page === 1) status.upToDate(grid.pictures.length);
     ask.show();
   } catch (error) {
     if (error.name === "AbortError" || signal.aborted) return;
     grid.complete = true;
     if (!grid.pictures.length) grid.clear();
-    stopWaiting = faces.showError(error, search, login);
-  } finally {
-    if (!signal.aborted) loading = false;
+    stopWaiting = faces.showError(error, page ? more : search, login);
   }
 }
 
 async function found(number, signal) {
-  if (terms.isEmpty) return (await get("pictures", { top: PAGE, page: number, where: filters.where }, signal)).pictures;
-  const { diverse, collapse, rerank } = filters.options;
-  const body = { terms: terms.toJson(), top: PAGE, page: number, where: filters.where, diverse, collapse, rerank };
-  return (await post("search", body, signal)).hits;
+  const which = { top: PAGE, page: number };
+  if (!asked.terms.length) return (await get("pictures", { ...which, where: asked.where }, signal)).pictures;
+  return (await post("search", { ...which, ...asked }, signal)).hits;
 }
 
 function nothing() {
   grid.clear();
-  if (filters.where) faces.show("nothing", "Nothing was found", "No picture fulfils these filters.", reset());
-  else if (terms.isEmpty) stopWaiting = faces.showError({ kind: "empty" }, search, login);
+  if (asked.where) faces.show("nothing", "Nothing was found", "No picture fulfils these filters.", reset());
+  else if (!asked.terms.length) stopWaiting = faces.showError({ kind: "empty" }, search, login);
   else faces.show("nothing", "Nothing was found", "Try other words.");
 }
 
@@ -95,18 +100,28 @@ function like(shown, weight) {
   else terms.add(term);
 }
 
-function neighbour(by) {
-  let at = grid.pictures.indexOf(picture.shown); // first, as files with the same bytes share an id
-  if (at < 0) at = grid.pictures.findIndex((one) => one.id === picture.shown?.id);
-  return at < 0 ? undefined : grid.pictures[at + by];
+/** Of the picture that is shown, in the grid; -1: it is not there. */
+function place() {
+  const at = grid.pictures.indexOf(picture.shown); // first, as files with the same bytes share an id
+  return at < 0 ? grid.pictures.findIndex((one) => one.id === picture.shown?.id) : at;
+}
+
+function hasNeighbour(by) {
+  const at = place();
+  return at >= 0 && (at + by in grid.pictures || (by > 0 && !grid.complete));
+}
+
+async function neighbour(by) {
+  const at = place();
+  if (at < 0) return undefined;
+  if (at + by > grid.pictures.length - AHEAD && !grid.complete) more();
+  while (at + by >= grid.pictures.length && !grid.complete) await more();
+  return grid.pictures[at + by];
 }
 
 async function columns() {
-  if (filters.isOpen) return; // nobody's choice is taken away
   try {
-    const before = JSON.stringify(filters.known ?? null);
-    filters.known = (await get("columns")).columns;
-    if (JSON.stringify(filters.known) !== before && !filters.where) filters.show(filters.known);
+    filters.offer((await get("columns")).columns);
   } catch { /* the face of the search tells */ }
 }
 
@@ -121,15 +136,18 @@ async function login(token) {
 
 // ---- the address: words and pictures of the index can be kept and sent
 
-function remember() {
+/** `push`: as a new entry of the history. An address that was come by, spelled in another way, is only spelled anew:
+    pushed, it would be in the way of who goes back. */
+function remember(push) {
   const said = new URLSearchParams();
-  for (const { text, like, weight } of terms.toJson()) {
+  for (const { text, like, weight } of asked.terms) {
     const key = text ? "query" : like ? "like" : null;
-    if (key) said.append(key, weight === 1 ? text ?? like : `${text ?? like}^${weight}`);
+    const what = text ?? like;
+    if (key) said.append(key, weight === 1 && weighted(what).what === what ? what : `${what}^${weight}`);
   }
   const address = said.size ? `#${said}` : "#";
-  if (location.hash !== address && (location.hash || said.size)) history.pushState(null, "", address);
-  const first = terms.toJson().find((term) => term.text);
+  if (location.hash !== address && (location.hash || said.size)) history[push ? "pushState" : "replaceState"](null, "", address);
+  const first = asked.terms.find((term) => term.text);
   document.title = first ? `${first.text} – fwd2bot` : "fwd2bot";
 }
 
@@ -137,18 +155,20 @@ function recall() {
   const said = new URLSearchParams(location.hash.slice(1));
   terms.clear();
   for (const [key, value] of said) {
-    const [, what, weight] = /^(.*?)(?:\^(-?[\d.]+))?$/s.exec(value);
-    if (key === "like") terms.list.push({ like: what, name: what.slice(0, 6), weight: Number(weight ?? 1) });
-    if (key === "query") terms.list.push({ text: what, weight: Number(weight ?? 1) });
+    if (!value) continue;
+    const { what, weight } = weighted(value);
+    if (key === "like") terms.list.push({ like: what, name: what.slice(0, 6), weight });
+    if (key === "query") terms.list.push({ text: what, weight });
   }
-  if (terms.list.length === 1 && terms.list[0].text && terms.list[0].weight === 1) $("words").value = terms.list.pop().text;
+  const [only] = terms.list;
+  if (terms.list.length === 1 && only.text && only.weight === 1 && weighted(only.text).what === only.text) $("words").value = terms.list.pop().text;
   terms.show();
   $("add").hidden = !$("words").value.trim();
 }
 
 // ---- hands
 
-$("search").addEventListener("submit", (event) => { event.preventDefault(); search(); if (matchMedia("(pointer: coarse)").matches) $("words").blur(); });
+$("search").addEventListener("submit", (event) => { event.preventDefault(); terms.refused(""); search(); if (matchMedia("(pointer: coarse)").matches) $("words").blur(); });
 $("words").addEventListener("input", () => { $("add").hidden = !$("words").value.trim(); });
 $("words").addEventListener("keydown", (event) => {
   if (event.key === "Enter" && event.shiftKey) {
@@ -162,6 +182,7 @@ $("file").addEventListener("change", async () => { await terms.addFiles([...$("f
 $("filter").addEventListener("click", () => filters.open(!filters.isOpen));
 $("keys").addEventListener("click", () => $("help").showModal());
 
+const closeDialogs = () => { for (const dialog of document.querySelectorAll("dialog[open]")) dialog.close(); };
 const pictured = (transfer) => [...(transfer?.files ?? [])];
 const hasFiles = (event) => [...(event.dataTransfer?.types ?? [])].includes("Files");
 let dragged = 0;
@@ -173,16 +194,17 @@ addEventListener("drop", async (event) => {
   event.preventDefault();
   dragged = 0;
   $("drop").hidden = true;
-  if ($("picture").open) picture.close();
+  closeDialogs();
   await terms.addFiles(pictured(event.dataTransfer));
 });
 addEventListener("paste", async (event) => {
   const files = pictured(event.clipboardData);
   if (!files.length) return;
   event.preventDefault();
+  closeDialogs();
   await terms.addFiles(files);
 });
-addEventListener("popstate", () => { recall(); search(); });
+addEventListener("popstate", () => { closeDialogs(); recall(); search({ push: false }); });
 
 addEventListener("keydown", (event) => {
   const typing = event.target.matches("input:not([type=checkbox]), select, textarea");
@@ -224,12 +246,14 @@ function start() {
   recall();
   status.look();
   columns();
-  search();
+  search({ push: false });
 }
 
-const given = new URLSearchParams(location.hash.slice(1)).get("token");
+const called = new URLSearchParams(location.hash.slice(1));
+const given = called.get("token");
 if (given) {
-  history.replaceState(null, "", "#");
+  called.delete("token");
+  history.replaceState(null, "", `#${called}`);
   login(given);
 } else start();
 if (matchMedia("(pointer: fine)").matches) $("words").focus();

@@ -2,13 +2,14 @@
 
 import { get, lines, original, thumbnail } from "./api.js";
 import { $, count, drawing, fileName, h, percent } from "./dom.js";
-import { scored } from "./grid.js";
+import { lost, scored } from "./grid.js";
 
 const SIMILAR = 8;
 
 export class Picture {
-  constructor({ neighbour, like }) {
-    this.neighbour = neighbour; // +1, -1 -> the next picture or undefined
+  constructor({ hasNeighbour, neighbour, like }) {
+    this.hasNeighbour = hasNeighbour; // +1, -1 -> whether there may be one
+    this.neighbour = neighbour; // +1, -1 -> the next picture or undefined, once it is there
     this.like = like; // (picture, weight): search with it
     this.shown = null;
     this.leaving = null;
@@ -20,9 +21,10 @@ export class Picture {
     $("picture").close();
   }
 
-  step(by) {
-    const next = this.neighbour(by);
-    if (next) this.show(next);
+  async step(by) {
+    const from = this.shown;
+    const next = await this.neighbour(by);
+    if (next && this.shown === from) this.show(next);
   }
 
   show(picture) {
@@ -32,6 +34,8 @@ export class Picture {
     const { signal } = this.leaving;
     const name = fileName(picture.path);
     const dialog = $("picture");
+    const held = dialog.contains(document.activeElement);
+    const stepped = ["before", "after"].find((way) => dialog.querySelector(`.step.${way}:focus`));
     const kept = h("section.kept", {}, h("h3", {}, "What its tokens keep"), h("p.soft", {}, "…"));
     const similar = h("section", {}, h("h3", {}, "Similar"), h("div.similar"));
     const columns = h("section", {}, table(picture));
@@ -48,18 +52,18 @@ export class Picture {
     );
     dialog.setAttribute("aria-label", name);
     if (!dialog.open) dialog.showModal();
+    else if (held) (dialog.querySelector(`.step.${stepped}`) ?? dialog.querySelector("[aria-label=Close]")).focus(); // what had it is gone
     this.#describe(picture, columns, signal);
     this.#kept(picture, kept, signal);
     this.#similar(picture, similar, signal);
   }
 
   #view(picture, name) {
-    const img = h("img", { src: thumbnail(picture.id, 1280), alt: name, onerror: () => img.replaceWith(h("p.lost", {}, "The file is gone or has changed since it was indexed. Its summary tokens can still be searched and asked.")) });
-    const step = (by, label, path) => {
-      const there = this.neighbour(by);
-      return there ? h(by < 0 ? "button.step.before" : "button.step.after", { type: "button", "aria-label": label, onclick: () => this.show(this.neighbour(by) ?? picture) }, drawing(path)) : null;
-    };
-    return h("div.view", {}, img, step(-1, "Before", "m14 6-6 6 6 6"), step(1, "Next", "m10 6 6 6-6 6"));
+    const img = h("img", { src: thumbnail(picture.id, 1280), alt: name, onerror: () => lost(img, view) });
+    const step = (by, label, path) =>
+      this.hasNeighbour(by) ? h(by < 0 ? "button.step.before" : "button.step.after", { type: "button", "aria-label": label, onclick: () => this.step(by) }, drawing(path)) : null;
+    const view = h("div.view", {}, img, step(-1, "Before", "m14 6-6 6 6 6"), step(1, "Next", "m10 6 6 6-6 6"));
+    return view;
   }
 
   #ask(picture, signal) {

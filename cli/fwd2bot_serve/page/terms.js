@@ -38,8 +38,7 @@ export class Terms {
   }
 
   clear() {
-    for (const { url } of this.list) if (url) URL.revokeObjectURL(url);
-    this.list = [];
+    this.#keep(() => false);
     $("words").value = "";
     this.show();
   }
@@ -53,17 +52,21 @@ export class Terms {
 
   dropLast() {
     if (!this.list.length) return;
-    this.list.pop();
+    this.#keep((term) => term !== this.list.at(-1));
     this.show();
     this.changed();
   }
 
+  #keep(kept) {
+    const left = this.list.filter((term) => kept(term));
+    for (const term of this.list) if (term.url && !left.includes(term)) URL.revokeObjectURL(term.url);
+    this.list = left;
+  }
+
   async addFiles(files) {
-    for (const file of files) {
-      if (file.size > MAX_FILE) {
-        this.refused(`${file.name} is too large to be sent.`);
-        continue;
-      }
+    const large = files.filter((file) => file.size > MAX_FILE).map((file) => file.name);
+    this.refused(large.length ? `${large.join(", ")} ${large.length === 1 ? "is" : "are"} too large to be sent.` : "");
+    for (const file of files.filter((file) => file.size <= MAX_FILE)) {
       const small = await reduced(file);
       this.add({ image: await base64(small), url: URL.createObjectURL(small), name: file.name });
     }
@@ -79,10 +82,10 @@ export class Terms {
     const weights = [...new Set([...WEIGHTS, term.weight])].sort((a, b) => b - a);
     const select = h(
       "select",
-      { title: "Weight", "aria-label": `Weight of ${name}`, onchange: () => { term.weight = Number(select.value); this.show(); this.changed(); } },
+      { title: "Weight", "aria-label": `Weight of ${name}`, onchange: () => { term.weight = Number(select.value); this.show(); this.changed(); $("terms").children[this.list.indexOf(term)].querySelector("select").focus(); } },
       ...weights.map((weight) => h("option", { value: weight, selected: weight === term.weight }, weight > 0 ? `×${weight}` : `−${-weight}`)),
     );
-    const remove = () => { this.list = this.list.filter((other) => other !== term); this.show(); this.changed(); $("words").focus(); };
+    const remove = () => { this.#keep((other) => other !== term); this.show(); this.changed(); $("words").focus(); };
     return h(
       term.weight < 0 ? "li.away" : "li",
       { title: term.weight < 0 ? `Away from ${name}` : name },
@@ -94,12 +97,16 @@ export class Terms {
   }
 }
 
-/** What is typed, with its weight: "a boat^2". */
+/** What is typed. */
 function words() {
   const typed = $("words").value.trim();
-  const found = /^(.+)\^([-+]?\d+(?:\.\d*)?)$/s.exec(typed);
-  if (!typed) return null;
-  return found && Number(found[2]) !== 0 ? { what: found[1], weight: Number(found[2]) } : { what: typed, weight: 1 };
+  return typed ? weighted(typed) : null;
+}
+
+/** Words with their weight, as the server takes them apart: "a boat^2". */
+export function weighted(words) {
+  const found = /^(.+)\^([-+]?\d+(?:\.\d*)?)$/s.exec(words);
+  return found && Number(found[2]) !== 0 ? { what: found[1], weight: Number(found[2]) } : { what: words, weight: 1 };
 }
 
 /** Large photos are made small before they are sent; what the browser cannot read is left to the server. */
