@@ -57,7 +57,9 @@ def evaluate(
     codec: Annotated[
         str | None,
         typer.Option(
-            help="Read the tokens as an index with this codec would give them back: float16, int8, int4 or int2."
+            help="Read the tokens as an index with this codec would give them back: float16, int8, int4 or int2. "
+            "Default: as the model makes them, not quantised at all. pq8, which `index` takes by default, and its like "
+            "are fitted to an index: measure them by --index."
         ),
     ] = None,
     uncompressed: Annotated[
@@ -74,7 +76,12 @@ def evaluate(
         str | None, typer.Option(metavar="TEXT", help="What a caption answers. Default: the model's.")
     ] = None,
     answer_suffix: Annotated[
-        str | None, typer.Option(metavar="TEXT", help="Follows open questions. Default: none for a trained model.")
+        str | None,
+        typer.Option(
+            metavar="TEXT",
+            help='A line below open questions, "" for none. Default: "Answer the question using a single word or '
+            'phrase." for a plain LVLM, none for a trained model.',
+        ),
     ] = None,
     allow_missing: Annotated[
         bool, typer.Option("--allow-missing", help="Leave out items whose picture is missing or broken, and say so.")
@@ -102,7 +109,20 @@ def evaluate(
     results: list[TaskResult] = []
     for name in models or ["default"]:
         if task == BUDGET:
-            result, folder = _budget(session, name, data=data, split=split, ks=chosen_ks, limit=limit, out=out)
+            unread = {
+                "--index": index is not None,
+                "--codec": codec is not None,
+                "--uncompressed": uncompressed is not None,
+                "--no-baselines": not baselines,
+                "--matching-prompt": matching_prompt is not None,
+                "--caption-prompt": caption_prompt is not None,
+                "--answer-suffix": answer_suffix is not None,
+            }
+            if given := [option for option, said in unread.items() if said]:
+                raise InputError(f"{BUDGET} does not read {given[0]}: leave it out.")
+            result, folder = _budget(
+                session, name, data=data, split=split, ks=chosen_ks, limit=limit, allow_missing=allow_missing, out=out
+            )
         else:
             from fwd2bot_eval.tasks import make_task
             from fwd2bot_eval.tasks.options import TaskOptions
@@ -202,7 +222,7 @@ def _subject(
         baselines=baselines,
         index=opened,
         codec=codec,
-        short_answer_suffix=answer_suffix,
+        short_answer_suffix=f"\n{answer_suffix}" if answer_suffix else answer_suffix,
     )
 
 
@@ -231,26 +251,22 @@ def _budget(
     split: str | None,
     ks: Sequence[int] | None,
     limit: int | None,
+    allow_missing: bool,
     out: Path | None,
 ) -> tuple[TaskResult, Path]:
-    import hashlib
+    from fwd2bot_eval.budget import Budget
+    from fwd2bot_eval.runs import hash_of
 
-    from fwd2bot_eval.budget import run_budget
-
-    if limit is not None and limit < 1:
-        raise InputError(f"--limit must be at least 1, not {limit}.")
     model = _load(session, name, ks=None)
-    said = f"{model.full_fingerprint} {data} {split} {ks} {limit}"
-    folder = out or Path("runs") / "eval" / f"{BUDGET}-{hashlib.blake2b(said.encode(), digest_size=4).hexdigest()}"
+    budget = Budget(model, data=data, split=split, ks=ks, limit=limit, allow_missing=allow_missing)
+    folder = out or Path("runs") / "eval" / f"{BUDGET}-{hash_of(budget.identity)}"
     session.output.message(f"{BUDGET}, {name}: writing to {shown(folder)}")
     with RunProgress(session.output, unit="cells", things="cells") as bar:
 
         def tell(progress: Progress) -> None:
             bar.update(phase=f"{BUDGET}, {name}", done=progress.done, total=progress.total)
 
-        result = run_budget(
-            model, folder, data=data, split=split, ks=ks, limit=limit, progress=tell, command=_command()
-        )
+        result = budget.run(folder, progress=tell, command=_command())
     return result, folder
 
 

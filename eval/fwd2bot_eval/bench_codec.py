@@ -225,7 +225,10 @@ def photo_items(model: Fwd2BotModel, tokens: torch.Tensor, asked: Sequence[tuple
 
 def losses(baseline: Items, items: Items) -> dict[str, Estimate]:
     """Points (hundredths) that each score lost against the baseline, on the same items."""
-    return {name: estimate(100 * (baseline[name][0] - right), pictures) for name, (right, pictures) in items.items()}
+    return {
+        name: estimate(100 * (baseline[name][0] - right), pictures, scale=(-100, 100))
+        for name, (right, pictures) in items.items()
+    }
 
 
 def measure_scores(
@@ -233,7 +236,11 @@ def measure_scores(
 ) -> dict[str, dict[str, Estimate]]:
     """By row and score: the score of the baseline (in points), then what each of ``rows`` loses against it."""
     baseline = score(torch.from_numpy(through(fit_codec(BASELINE, tokens), tokens)))
-    found = {BASELINE: {name: estimate(100 * right, pictures) for name, (right, pictures) in baseline.items()}}
+    found = {
+        BASELINE: {
+            name: estimate(100 * right, pictures, scale=(0, 100)) for name, (right, pictures) in baseline.items()
+        }
+    }
     for row in rows:
         if row.label != BASELINE:
             found[row.label] = losses(baseline, score(torch.from_numpy(through(row.codec, tokens))))

@@ -1,6 +1,7 @@
 """Storage against quality: answers and retrieval at each number of summary tokens and codec, by bytes per picture.
 
-Every cell is measured on tokens that went through the codec's bytes and back, as an index would give them. *Retrieval
+Every cell is measured on tokens that went through the codec's bytes and back, as an index would give them; codecs that
+are fitted are fitted to other pictures, as far as there are any. *Retrieval
 from the tokens* embeds a picture by its stored tokens alone (their mean through the model's head), so that nothing else
 has to be stored; *stored embedding* is what an index keeps beside them. A loss is against all tokens in float16, on the
 same items: its interval is of the difference, which is narrower than those of the two scores suggest.
@@ -14,25 +15,26 @@ import itertools
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import torch
 
-from fwd2bot_eval.default_model import held_out, stored
+from fwd2bot_eval.default_model import fit_tokens, held_out, stored
 from fwd2bot_eval.metrics import Floats, estimate, ranks_of
-from fwd2bot_eval.results import Estimate, Table, TaskResult
-from fwd2bot_eval.runs import Progress, machine
-from fwd2bot_eval.subjects import Fwd2BotSubject
+from fwd2bot_eval.results import Estimate, Skipped, Table, TaskResult
+from fwd2bot_eval.runs import PictureFile, Progress, claim, identity_of, machine
+from fwd2bot_eval.subjects import Fwd2BotSubject, computing
 from fwd2bot_eval.tasks.captioned import captioned
 from fwd2bot_eval.tasks.options import TaskOptions
 from fwd2bot_index import scenes
-from fwd2bot_index.codec import CODEC_NAMES, payload_bytes
+from fwd2bot_index.codec import CODEC_NAMES, is_fitted, payload_bytes
 from fwd2bot_index.decoding import decode_image
 from fwd2bot_index.errors import ImageError, InputError
 from fwd2bot_index.model import Fwd2BotModel
+from fwd2bot_index.product_codec import FIT_PICTURES
 from fwd2bot_index.types import SummaryTokens
 
 SCENES: Final = 200
@@ -42,7 +44,9 @@ _BATCH: Final = 64
 _ANSWER_TOKENS: Final = 6
 EMBEDDING_BYTES: Final = 2
 """Of a number: an index stores embeddings in float16."""
+BUDGET: Final = "budget"
 ANSWERS: Final = "answers"
+PHOTOS: Final = "text -> image, photos"
 BYTES: Final = "bytes"
 STORED_EMBEDDING: Final = "stored embedding"
 NO_TOKENS: Final = "most frequent answer"
@@ -65,6 +69,8 @@ class _Pool:
     """[T, E]"""
     of_text: Sequence[int]
     keys: Sequence[str]
+    fit: torch.Tensor | None = None
+    """[F, K, D], of other pictures like these, which codecs are fitted to; None: there are none."""
 
     @property
     def clusters(self) -> list[str]:
@@ -77,90 +83,183 @@ class _Pool:
         return {f"R@{k}": (ranks <= k).astype(np.float64) for k in (1, 10)}
 
 
-def run_budget(
-    model: Fwd2BotModel,
-    folder: Path,
-    *,
-    data: Path | None = None,
-    split: str | None = None,
-    ks: Sequence[int] | None = None,
-    limit: int | None = None,
-    progress: Callable[[Progress], None] | None = None,
-    command: str = "",
-) -> TaskResult:
-    """Measure, and write ``result.json`` and the plot into ``folder``.
+class Budget:
+    """What is measured, and on what.
 
     Args:
         data: captioned pictures, as the retrieval task takes them; None: drawn scenes only.
         ks: numbers of summary tokens; None: all, and powers of two below.
         limit: pictures of each pool; None: 200 scenes, and all of ``data``.
+        allow_missing: leave out pictures of ``data`` that are missing or broken.
     Raises:
-        InputError: a training-free model, whose tokens are no prefixes of one another, or a k that it does not have.
+        InputError: a training-free model, whose tokens are no prefixes of one another, a k that it does not have, or
+            ``data`` as the retrieval task refuses it.
     """
-    if model.mode != "trained":
-        raise InputError(
-            f"{model.name} is training-free: its k tokens are pooled anew for each k, so there is no budget."
+
+    def __init__(
+        self,
+        model: Fwd2BotModel,
+        *,
+        data: Path | None = None,
+        split: str | None = None,
+        ks: Sequence[int] | None = None,
+        limit: int | None = None,
+        allow_missing: bool = False,
+    ) -> None:
+        if model.mode != "trained":
+            raise InputError(
+                f"{model.name} is training-free: its k tokens are pooled anew for each k, so there is no budget."
+            )
+        own = model.num_summary_tokens
+        self.model = model
+        self.ks = sorted(set(ks or [own, *(k for k in (64, 32, 16, 8, 4, 2, 1) if k < own)]), reverse=True)
+        if bad := [k for k in self.ks if not 1 <= k <= own]:
+            raise InputError(f"{model.name} has {own} summary tokens; it cannot be read at k = {bad[0]}.")
+        if limit is not None and limit < 1:
+            raise InputError(f"--limit must be at least 1, not {limit}.")
+        if data is None and split is not None:
+            raise InputError(f"--split {split}: drawn scenes have no splits; it is one of --data.")
+        if data is not None and not data.exists():
+            raise InputError(f"--data {data} does not exist.")
+        self._options = TaskOptions(data=data or Path(), split=split, limit=limit, allow_missing=allow_missing)
+        self._photos = captioned(self._options) if data is not None else None
+        self.data = str(data) if data is not None else "drawn scenes"
+        self.settings: dict[str, Any] = {
+            "ks": self.ks,
+            "codecs": list(CODEC_NAMES),
+            "fit_pictures": FIT_PICTURES,
+            **self._options.settings,
+            **computing(model.base),
+        }
+        self.identity = identity_of(
+            task=BUDGET,
+            data=self._photos.signature(self._options) if self._photos is not None else "",
+            model=model.full_fingerprint,
+            settings=self.settings,
         )
-    started = time.perf_counter()
-    own = model.num_summary_tokens
-    ks = sorted(set(ks or [own, *(k for k in (64, 32, 16, 8, 4, 2, 1) if k < own)]), reverse=True)
-    if bad := [k for k in ks if not 1 <= k <= own]:
-        raise InputError(f"{model.name} has {own} summary tokens; it cannot be read at k = {bad[0]}.")
-    folder.mkdir(parents=True, exist_ok=True)
-    drawn, questions = _drawn(model, limit or SCENES)
-    pools = [drawn, *([_photos(model, data, split=split, limit=limit)] if data else [])]
-    asked = sorted(((q, i) for i, qs in enumerate(questions) for q in qs), key=lambda pair: len(pair[0].text))
-    clusters = {ANSWERS: [str(i) for _, i in asked], **{p.title: p.clusters for p in pools}}
 
-    full = _cell(model, pools, asked, own, CODEC_NAMES[0])
-    rows: dict[str, dict[str, dict[str, Estimate]]] = {title: {} for title in full}
-    cells = [(k, name) for k in ks for name in CODEC_NAMES]
-    for done, (k, name) in enumerate(cells, start=1):
-        values = full if (k, name) == (own, CODEC_NAMES[0]) else _cell(model, pools, asked, k, name)
-        size = payload_bytes(name, k, model.token_dim)
-        for title, scored in values.items():
-            rows[title][_row(k, name)] = _scores(size, scored, full[title], clusters[title])
-        if progress is not None:
-            progress(Progress(done=done, total=len(cells)))
-    guessed = {ANSWERS: _most_frequent(asked)}
-    rows[ANSWERS][NO_TOKENS] = _scores(0, guessed, full[ANSWERS], clusters[ANSWERS])
-    size = EMBEDDING_BYTES * model.embedding_dim
-    for p in pools:
-        half = p.recalls(p.embedding.astype(np.float16).astype(np.float32))
-        rows[p.title][STORED_EMBEDDING] = _scores(size, half, full[p.title], clusters[p.title])
+    def run(self, folder: Path, *, progress: Callable[[Progress], None] | None = None, command: str = "") -> TaskResult:
+        """Measure, and write ``result.json`` and the plot into ``folder``.
 
-    said = f"A loss is against k={own} {CODEC_NAMES[0]}."
-    explanations = {
-        ANSWERS: f"Exact answers to {len(asked)} questions about {len(drawn.keys)} drawn scenes; without tokens the "
-        f"most frequent answer of each type of question, counted in these very questions. {said}",
-        **{
-            p.title: f"{len(p.of_text)} texts among {len(p.keys)} pictures, embedded from the tokens alone; by chance "
-            f"R@1 is {1 / len(p.keys):.3g}. {said}"
-            for p in pools
-        },
-    }
-    tables = [
-        Table(title=title, row_header="tokens", columns=_columns(full[title]), rows=r, explanation=explanations[title])
-        for title, r in rows.items()
-    ]
-    note = plot(tables, ks, folder / PLOT)
-    result = TaskResult(
-        task="budget",
-        model=model.name,
-        fingerprint=model.fingerprint,
-        data=str(data) if data else "drawn scenes",
-        settings={"ks": list(ks), "codecs": list(CODEC_NAMES), "limit": limit, "split": split},
-        tables=tables,
-        items=len(asked) + sum(len(p.of_text) for p in pools),
-        skipped=[],
-        notes=["Bytes are of one picture, as an index stores it.", *([note] if note else [])],
-        seconds=time.perf_counter() - started,
-        machine=machine(),
-        command=command,
-        figures=[] if note else [PLOT],
-    )
-    result.write(folder / "result.json")
-    return result
+        Raises:
+            InputError: a picture cannot be used, or ``folder`` holds something else.
+        """
+        claim(folder, self.identity)
+        model, own, best = self.model, self.model.num_summary_tokens, CODEC_NAMES[0]
+        started = time.perf_counter()
+        skipped: list[Skipped] = []
+        drawn, questions = _drawn(model, self._options.limit or SCENES)
+        pools = [drawn, *([self._photo_pool(skipped)] if self._photos is not None else [])]
+        asked = sorted(((q, i) for i, qs in enumerate(questions) for q in qs), key=lambda pair: len(pair[0].text))
+        clusters = {ANSWERS: [str(i) for _, i in asked], **{p.title: p.clusters for p in pools}}
+
+        full = _cell(model, pools, asked, own, best)
+        rows: dict[str, dict[str, dict[str, Estimate]]] = {title: {} for title in full}
+        cells = [(k, name) for k in self.ks for name in CODEC_NAMES]
+        for done, (k, name) in enumerate(cells, start=1):
+            values = full if (k, name) == (own, best) else _cell(model, pools, asked, k, name)
+            size = payload_bytes(name, k, model.token_dim)
+            for title, scored in values.items():
+                rows[title][_row(k, name)] = _scores(size, scored, full[title], clusters[title])
+            if progress is not None:
+                progress(Progress(done=done, total=len(cells)))
+        guessed = {ANSWERS: _most_frequent(asked)}
+        rows[ANSWERS][NO_TOKENS] = _scores(0, guessed, full[ANSWERS], clusters[ANSWERS])
+        size = EMBEDDING_BYTES * model.embedding_dim
+        for p in pools:
+            half = p.recalls(p.embedding.astype(np.float16).astype(np.float32))
+            rows[p.title][STORED_EMBEDDING] = _scores(size, half, full[p.title], clusters[p.title])
+
+        said = f"A loss is against k={own} {best}."
+        explanations = {
+            ANSWERS: f"Exact answers to {len(asked)} questions about {len(drawn.keys)} drawn scenes; without tokens "
+            f"the most frequent answer of each type of question, counted in these very questions. {said}",
+            **{
+                p.title: f"{len(p.of_text)} texts among {len(p.keys)} pictures, embedded from the tokens alone; by "
+                f"chance R@1 is {1 / len(p.keys):.3g}. {said}"
+                for p in pools
+            },
+        }
+        tables = [
+            Table(
+                title=title, row_header="tokens", columns=_columns(full[title]), rows=r, explanation=explanations[title]
+            )
+            for title, r in rows.items()
+        ]
+        note = plot(tables, self.ks, folder / PLOT)
+        result = TaskResult(
+            task=BUDGET,
+            model=model.name,
+            fingerprint=model.full_fingerprint,
+            data=self.data,
+            settings=self.settings,
+            tables=tables,
+            items=len(asked) + sum(len(p.of_text) for p in pools),
+            skipped=skipped,
+            notes=[
+                "Bytes are of one picture, as an index stores it.",
+                *(_fit_note(pool) for pool in pools),
+                *([note] if note else []),
+            ],
+            seconds=time.perf_counter() - started,
+            machine=machine(self.settings),
+            command=command,
+            figures=[] if note else [PLOT],
+        )
+        result.write(folder / "result.json")
+        return result
+
+    def _photo_pool(self, skipped: list[Skipped]) -> _Pool:
+        """Those that cannot be used are ``skipped``, where that is allowed."""
+        assert self._photos is not None
+
+        def scored() -> Iterator[tuple[str, Any, list[str]]]:
+            assert self._photos is not None
+            for picture, items in self._photos.read(True):
+                texts = [text for item in items for text in item.references]
+                try:
+                    yield picture.key, self._decoded(picture), texts
+                except ImageError as e:
+                    if not self._options.allow_missing:
+                        raise InputError(
+                            f"{picture.where} cannot be used: {e.reason}. Use --allow-missing to go on."
+                        ) from e
+                    skipped.append(Skipped(where=picture.where, reason=e.reason, items=len(texts)))
+
+        pool = _pool(self.model, PHOTOS, scored())
+        others = itertools.islice(self._other_photos(set(pool.keys)), FIT_PICTURES)
+        made: list[torch.Tensor] = []
+        while batch := list(itertools.islice(others, _BATCH)):
+            made.append(self.model.compress(batch).tokens.cpu())
+        return replace(pool, fit=torch.cat(made) if made else None)
+
+    def _other_photos(self, keys: set[str]) -> Iterator[Any]:
+        """Of the same source, behind those that are scored, whose keys are ``keys``."""
+        limit = self._options.limit
+        if limit is None:
+            return
+        more = captioned(replace(self._options, limit=limit + FIT_PICTURES, allow_missing=True))
+        for picture, _ in itertools.islice(more.read(True), limit, None):
+            if picture.key in keys:
+                continue
+            try:
+                image = self._decoded(picture)
+            except ImageError:
+                continue
+            yield image
+
+    def _decoded(self, picture: PictureFile) -> Any:
+        return decode_image(picture.read(), max_side=self.model.decode_side).image
+
+
+def _fit_note(pool: _Pool) -> str:
+    codecs = ", ".join(name for name in CODEC_NAMES if is_fitted(name))
+    if pool.fit is None:
+        return (
+            f"{pool.title}: {codecs} are fitted to the very pictures that are scored, for want of others (a --limit "
+            "leaves some): their scores are better than an index of more pictures has them."
+        )
+    return f"{pool.title}: {codecs} are fitted to {len(pool.fit)} other pictures."
 
 
 def _row(k: int, codec: str) -> str:
@@ -177,7 +276,7 @@ def _cell(
     """By table, what tokens score that went through the codec; the first pool's are asked."""
     values: dict[str, Values] = {}
     for pool in pools:
-        tokens = stored(pool.tokens[:, :k], codec)
+        tokens = stored(pool.tokens[:, :k], codec, fit=None if pool.fit is None else pool.fit[:, :k])
         if pool is pools[0]:
             values[ANSWERS] = {ANSWERS: _answer(model, tokens, asked)}
         values[pool.title] = pool.recalls(_embedded(model, tokens))
@@ -185,10 +284,12 @@ def _cell(
 
 
 def _scores(size: int, values: Values, full: Values, clusters: Sequence[str]) -> dict[str, Estimate]:
-    scores = {BYTES: Estimate(value=size, low=size, high=size, items=0, clusters=0)}
+    scores = {BYTES: Estimate.exact(size)}
     for name, scored in values.items():
         scores[name] = estimate(scored, clusters)
-        scores[f"loss of {name}"] = estimate(full[name] - scored, clusters)
+        lost = f"loss of {name}"
+        itself = scored is full[name]
+        scores[lost] = Estimate.exact(0) if itself else estimate(full[name] - scored, clusters, scale=(-1, 1))
     return scores
 
 
@@ -197,21 +298,8 @@ def _drawn(model: Fwd2BotModel, count: int) -> tuple[_Pool, list[list[scenes.Que
     images = (scenes.render(s, size=SCENE_SIDE) for s in pool)
     texts = [[str(c)] for c in captions]
     keys = [str(i) for i in range(count)]
-    return _pool(model, "text -> image, scenes", zip(keys, images, texts, strict=True)), questions
-
-
-def _photos(model: Fwd2BotModel, data: Path, *, split: str | None, limit: int | None) -> _Pool:
-    source = captioned(TaskOptions(data=data, split=split, limit=limit))
-
-    def read() -> Iterator[tuple[str, Any, list[str]]]:
-        for picture, items in source.read(True):
-            try:
-                image = decode_image(picture.read(), max_side=model.decode_side).image
-            except ImageError as e:
-                raise InputError(f"{picture.where} cannot be used: {e.reason}.") from e
-            yield picture.key, image, [text for item in items for text in item.references]
-
-    return _pool(model, "text -> image, photos", read())
+    made = _pool(model, "text -> image, scenes", zip(keys, images, texts, strict=True))
+    return replace(made, fit=fit_tokens(model, FIT_PICTURES)), questions
 
 
 def _pool(model: Fwd2BotModel, title: str, pictures: Iterator[tuple[str, Any, Sequence[str]]]) -> _Pool:

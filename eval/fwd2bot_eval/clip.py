@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from fwd2bot_eval.subjects import BATCH, Float32, Picture, Reader, Seen
+from fwd2bot_eval.subjects import BATCH, Float32, Picture, Reader, Seen, computing
 from fwd2bot_index.checkpoints import resolve
 from fwd2bot_index.errors import InputError, ModelError
 
@@ -33,7 +33,6 @@ class ClipSubject:
 
     columns: Sequence[str] = ()
     caption_prompt = ""
-    short_answer_suffix = ""
     decode_side = None
     """As large as for any other model: resizing is the model's own, or published scores would not be met."""
 
@@ -49,7 +48,12 @@ class ClipSubject:
         limits = [positions, tokenizer.model_max_length, _TRAINED_LENGTH.get(model.config.model_type)]
         self._length = min(int(n) for n in limits if n)
         self._cut: set[str] = set()
-        self.settings: dict[str, Any] = {"columns": [], "kind": "dual encoder", "text_tokens": self._length}
+        self.settings: dict[str, Any] = {
+            "columns": [],
+            "kind": "dual encoder",
+            "text_tokens": self._length,
+            **computing(model),
+        }
 
     @classmethod
     def from_pretrained(cls, name_or_path: str | Path) -> Self:
@@ -176,6 +180,9 @@ class ClipSubject:
         return unit
 
     def matching_question(self, text: str) -> str:
+        raise InputError(f"{self.name} answers no questions.")
+
+    def short_answer_suffix(self, column: str) -> str:
         raise InputError(f"{self.name} answers no questions.")
 
 

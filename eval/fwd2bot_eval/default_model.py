@@ -3,12 +3,13 @@
     python -m fwd2bot_eval.default_model --data ../shared/data --control runs/control/model --json scores.json
 
 On 1,000 held-out scenes (free placement, 1-6 objects; a stream of seeds that training never draws from): answers by
-type from k summary tokens, from those that each codec gives back, and from all image tokens of the control (the same
-base, trained as long without compression); text->image retrieval against its ceiling, also among as many pictures that
-hold each scene's swapped twins; hard negatives by cosine and by the matching question. On the Flickr8k test split:
-retrieval both ways; on Visual7W val: exact answers. Without ``--data`` the photos are left out, without ``--control``
-the control. ``--training-free runs/base/model`` adds what the plain base scores. ``--draws 3`` scores three draws of as
-many scenes (the codecs on the first alone) and adds the mean, the least and the greatest of every figure.
+type from k summary tokens, from those that each codec (fitted to 1,024 other scenes) gives back, and from all image
+tokens of the control (the same base, trained as long without compression); text->image retrieval against its ceiling,
+also among as many pictures that hold each scene's swapped twins; hard negatives by cosine and by the matching question.
+On the Flickr8k test split: retrieval both ways; on Visual7W val: exact answers. Without ``--data`` the photos are left
+out, without ``--control`` the control. ``--training-free runs/base/model`` adds what the plain base scores.
+``--draws 3`` scores three draws of as many scenes (the codecs on the first alone) and adds the mean, the least and the
+greatest of every figure.
 """
 
 from __future__ import annotations
@@ -31,10 +32,12 @@ from fwd2bot_eval.metrics import above_chance, ranks, recall_at
 from fwd2bot_index import scenes
 from fwd2bot_index.codec import CODEC_NAMES, fit_codec
 from fwd2bot_index.model import Fwd2BotModel
+from fwd2bot_index.product_codec import FIT_PICTURES
 from fwd2bot_index.reranking import matching_scores
 
 BATCH = 64
 STREAM = "held out"
+FIT_STREAM = "codec fit"
 MENTIONS = 4
 
 
@@ -85,9 +88,19 @@ def answer_accuracy(
     return {t: float(np.mean(right[t])) for t in scenes.QUESTION_TYPES if t in right}
 
 
-def stored(tokens: torch.Tensor, codec_name: str) -> torch.Tensor:
-    """``tokens`` [N, K, D] as an index of these pictures with this codec gives them back."""
-    codec = fit_codec(codec_name, tokens.numpy())
+def fit_tokens(model: Fwd2BotModel, count: int = FIT_PICTURES) -> torch.Tensor:
+    """[count, K, D], of scenes of a stream of their own: a codec is fitted to these where others are scored."""
+    images = [scenes.render(scenes.scene(i, stream=FIT_STREAM), size=96) for i in range(count)]
+    return compress(model, images)[0].cpu()
+
+
+def stored(tokens: torch.Tensor, codec_name: str, *, fit: torch.Tensor | None = None) -> torch.Tensor:
+    """``tokens`` [N, K, D] as an index with this codec gives them back.
+
+    Args:
+        fit: [F, K, D], of the pictures that the codec is fitted to; None: it is an index of the pictures themselves.
+    """
+    codec = fit_codec(codec_name, (tokens if fit is None else fit).numpy())
     _, k, d = tokens.shape
     return torch.from_numpy(codec.decode(codec.encode(tokens.numpy()), k=k, d=d))
 
@@ -113,8 +126,9 @@ def scene_scores(
     images = [scenes.render(s, size=96) for s in pool]
     tokens, embeddings = compress(model, images)
     columns = {f"k={k}": answer_accuracy(model, tokens[:, :k], questions) for k in ks}
+    fit = fit_tokens(model) if codecs else None
     for name in codecs:
-        columns[f"k={tokens.shape[1]}, {name}"] = answer_accuracy(model, stored(tokens, name), questions)
+        columns[f"k={tokens.shape[1]}, {name}"] = answer_accuracy(model, stored(tokens, name, fit=fit), questions)
     if control is not None:
         columns["all tokens (control)"] = answer_accuracy(control, compress(control, images)[0], questions)
     columns["blind"] = blind_accuracy(questions)

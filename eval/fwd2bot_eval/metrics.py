@@ -11,6 +11,9 @@ from fwd2bot_eval.results import Estimate
 
 Floats = npt.NDArray[np.floating]
 RESAMPLES = 1000
+_TAIL = 0.025
+"""What a 95 % interval leaves out on each side."""
+_ROUNDING = 1e-9
 _BLOCK = 2**22
 """Numbers of a similarity matrix, or weights of resamples, that are in memory at once."""
 
@@ -59,17 +62,25 @@ def estimate(
     clusters: Sequence[str],
     *,
     value: Callable[[Floats], Floats] | None = None,
+    scale: tuple[float, float] = (0.0, 1.0),
+    independent: int | None = None,
     seed: int = 0,
     resamples: int = RESAMPLES,
 ) -> Estimate:
     """A score with its 95 % percentile interval by the bootstrap over clusters (Efron and Tibshirani 1993, chapter 13;
     Cameron, Gelbach and Miller 2008 for the clusters): items of one picture are drawn together.
 
+    Where all clusters agree, resamples know of nothing else, and the bootstrap would be certain. The interval is then
+    that of Clopper and Pearson (1934) for an outcome that n clusters did not show once: its share is at most
+    1 - 0.025^(1/n). One cluster says nothing of others: it has no interval (NaN).
+
     Args:
         statistics: [items] or [items, S], of which sums over items are all that the score needs.
         clusters: [items], the picture of each.
         value: from sums [..., S] and, last of them, the number of items [..., S + 1] to the score [...]; None: the mean
             of the only statistic. It may give NaN where a resample leaves it undefined.
+        scale: the least and the greatest score that there can be.
+        independent: the n of clusters that agree; None: those that the score is defined for.
     Returns:
         An estimate of no items and value NaN where there are none.
     """
@@ -91,12 +102,24 @@ def estimate(
         whole = float(score(sums.sum(0)))
     values = np.concatenate(drawn)
     values = values[np.isfinite(values)]
-    low, high = np.quantile(values, [0.025, 0.975]) if len(values) else (np.nan, np.nan)
+    low, high = np.quantile(values, [_TAIL, 1 - _TAIL]) if len(values) else (np.nan, np.nan)
+    if len(names) == 1:
+        low, high = np.nan, np.nan
+    elif len(values) and np.ptp(values) <= _ROUNDING:
+        with np.errstate(invalid="ignore", divide="ignore"):
+            n = independent or int(np.isfinite(score(sums)).sum())
+        unseen = 1 - _TAIL ** (1 / n)
+        low, high = whole - unseen * (whole - scale[0]), whole + unseen * (scale[1] - whole)
     return Estimate(value=whole, low=float(low), high=float(high), items=len(rows), clusters=len(names))
 
 
 def macro_average(right: Floats, categories: Sequence[str], clusters: Sequence[str], *, seed: int = 0) -> Estimate:
-    """Mean over categories of each one's mean of ``right`` [items], with its interval."""
+    """Mean over categories of each one's mean of ``right`` [items], with its interval.
+
+    Of categories that all agree the smallest tells least: n is its number of clusters, times that of categories. (Of
+    shares p_c that n_c clusters did not show once, with the product of (1 - p_c)^n_c at least 0.025, the mean is no
+    greater than if every n_c were the least.)
+    """
     names = sorted(set(categories))
     inside = np.array([[c == name for name in names] for c in categories], np.float64).reshape(len(categories), -1)
     values = np.asarray(right, np.float64)
@@ -105,4 +128,7 @@ def macro_average(right: Floats, categories: Sequence[str], clusters: Sequence[s
         n = len(names)
         return np.asarray((sums[..., :n] / sums[..., n : 2 * n]).mean(-1))
 
-    return estimate(np.concatenate([inside * values[:, None], inside], axis=1), clusters, value=mean, seed=seed)
+    behind = [len({place for place, c in zip(clusters, categories, strict=True) if c == name}) for name in names]
+    independent = min(len(set(clusters)), len(names) * min(behind, default=0))
+    statistics = np.concatenate([inside * values[:, None], inside], axis=1)
+    return estimate(statistics, clusters, value=mean, independent=independent, seed=seed)

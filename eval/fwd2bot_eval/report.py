@@ -33,12 +33,15 @@ def markdown_table(table: Table, *, intervals: bool = True) -> str:
 def _value(estimate: Estimate | None, intervals: bool) -> str:
     if estimate is None or math.isnan(estimate.value):
         return "–"
-    if estimate.low == estimate.high == estimate.value == round(estimate.value) and abs(estimate.value) >= 10:
+    exact = estimate.clusters == 0
+    if exact and estimate.value == round(estimate.value) and abs(estimate.value) >= 10:
         return f"{estimate.value:.0f}"  # bytes
-    number = f"{estimate.value:.3f}" if abs(estimate.value) < 10 else f"{estimate.value:.1f}"
-    if not intervals or estimate.low == estimate.high == estimate.value:
-        return number
     digits = 3 if abs(estimate.value) < 10 else 1
+    number = f"{estimate.value:.{digits}f}"
+    if exact or not intervals:
+        return number
+    if math.isnan(estimate.low):
+        return f"{number} [–]"
     return f"{number} [{estimate.low:.{digits}f}, {estimate.high:.{digits}f}]"
 
 
@@ -46,7 +49,8 @@ def _lines(result: TaskResult) -> Iterator[str]:
     yield f"# {result.task}: {_cell(result.model)}"
     yield ""
     yield f"{result.items} items of `{_code(result.data)}`, {result.seconds:.0f} s on {result.machine}."
-    yield "In brackets: 95 % intervals, by bootstrap over pictures (or what else has several items)."
+    yield "In brackets: 95 % intervals, by bootstrap over pictures (or what else has several items); where all agree,"
+    yield "Clopper and Pearson's. A dash: a single picture has none."
     yield ""
     if result.command:
         yield f"    {_code(result.command)}"
@@ -86,7 +90,7 @@ def _lines(result: TaskResult) -> Iterator[str]:
     yield ""
     yield f"- model: `{_code(result.model)}`, fingerprint `{result.fingerprint}`"
     for name, value in result.settings.items():
-        yield f"- {name}: `{_code(str(value))}`"
+        yield f"- {name}: `{_code(str(value)) or 'none'}`"
 
 
 def _example(example: Example) -> Iterator[str]:

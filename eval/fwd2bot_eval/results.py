@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,15 +16,16 @@ class Estimate:
 
     value: float
     low: float
+    """NaN, as ``high`` is: there is no interval, since a single picture says nothing of others."""
     high: float
     items: int
     clusters: int
-    """Pictures that the items are about: what was resampled."""
+    """Pictures that the items are about: what was resampled. 0: nothing was, the value is exact."""
 
-    def __str__(self) -> str:
-        if math.isnan(self.value):
-            return "–"
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+    @classmethod
+    def exact(cls, value: float) -> Self:
+        """A number of bytes, or a difference to itself."""
+        return cls(value=value, low=value, high=value, items=0, clusters=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +97,7 @@ class TaskResult:
         return next(t for t in self.tables if t.title == title)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values; a score that is undefined is null."""
+        """Plain values; a score or an interval that is undefined is null."""
         return {"format": 1, **_plain(asdict(self))}
 
     def write(self, path: Path) -> None:

@@ -3,7 +3,7 @@ with the data and an interrupted run goes on where it stopped.
 
 A run's folder::
 
-    run.json            what is evaluated: another task, model or setting does not go on here
+    run.json            what is evaluated: another task, model, setting or precision does not go on here
     records/000000.parquet ...   a chunk each; readable with pandas, for a look at single items
     pictures/           of the examples in the report
     skipped.jsonl       with ``--allow-missing``: what could not be scored, and why
@@ -27,6 +27,7 @@ from typing import Any, Final, Generic, Protocol, TypeVar
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 
 from fwd2bot_eval.results import Example, Skipped, Summary, TaskResult
 from fwd2bot_eval.subjects import Float32, Picture, Seen, Subject, TextTooLongError
@@ -37,6 +38,8 @@ CHUNK_PICTURES: Final = 32
 EXAMPLES: Final = 3
 """Successes, and as many failures, of each category in the report."""
 _SHOWN_SIDE: Final = 240
+_SCORING: Final = 2
+"""Of the code that asks and scores: raise it with every change that can move a score, so that no run mixes two."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +105,11 @@ class Task(Protocol[ItemT]):
     @property
     def signature(self) -> str:
         """Changes when the data or a setting of the task does."""
+        ...
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """What was asked for, for the result."""
         ...
 
     @property
@@ -191,7 +199,7 @@ def run(
         InputError: bad data (with file and row), a picture that cannot be used, or a folder with another run.
         ModelError: a score is not a number.
     """
-    _claim(folder, task, subject)
+    claim(folder, _identity(task, subject))
     store = _Store(folder)
     started = time.perf_counter()
     before = store.seconds
@@ -218,13 +226,13 @@ def run(
         model=subject.name,
         fingerprint=subject.fingerprint,
         data=task.data,
-        settings=subject.settings,
+        settings={**task.settings, **subject.settings},
         tables=summary.tables,
         items=len(records_),
         skipped=store.skipped(),
         notes=[*summary.notes, *subject.notes],
         seconds=store.seconds,
-        machine=machine(),
+        machine=machine(subject.settings),
         command=command,
         examples=store.examples(),
     )
@@ -234,11 +242,17 @@ def run(
 
 def run_id(task: Task[Any], subject: Subject) -> str:
     """Eight hex digits that name a run: its task with its data, its model, and the settings of both."""
-    return hashlib.blake2b(_identity(task, subject).encode(), digest_size=4).hexdigest()
+    return hash_of(_identity(task, subject))
 
 
-def machine() -> str:
-    """Cores and processor, in words."""
+def hash_of(identity: str) -> str:
+    """Eight hex digits that name the run of that :func:`identity_of`."""
+    return hashlib.blake2b(identity.encode(), digest_size=4).hexdigest()
+
+
+def machine(settings: Mapping[str, Any]) -> str:
+    """Cores, processor, the GPU that was used and the precision, in words; ``settings`` have ``device`` and ``dtype``
+    (:func:`fwd2bot_eval.subjects.computing`)."""
     name = platform.processor() or platform.machine()
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
@@ -247,22 +261,28 @@ def machine() -> str:
                 break
     except OSError:
         pass
-    return f"{os.cpu_count()} cores, {name}"
+    words = [f"{os.cpu_count()} cores", name]
+    if settings["device"] == "cuda":
+        words.append(torch.cuda.get_device_name())
+    return ", ".join([*words, settings["dtype"]])
 
 
-def _identity(task: Task[Any], subject: Subject) -> str:
-    described = {
-        "format": 1,
-        "task": task.name,
-        "data": task.signature,
-        "model": subject.fingerprint,
-        "settings": subject.settings,
-    }
+def identity_of(*, task: str, data: str, model: str, settings: Mapping[str, Any]) -> str:
+    """What a run's ``run.json`` says: ``data`` is a signature, ``model`` a fingerprint."""
+    described = {"scoring": _SCORING, "task": task, "data": data, "model": model, "settings": settings}
     return json.dumps(described, indent=2, sort_keys=True)
 
 
-def _claim(folder: Path, task: Task[Any], subject: Subject) -> None:
-    identity = _identity(task, subject)
+def _identity(task: Task[Any], subject: Subject) -> str:
+    return identity_of(task=task.name, data=task.signature, model=subject.fingerprint, settings=subject.settings)
+
+
+def claim(folder: Path, identity: str) -> None:
+    """Make ``folder`` that of the run, or find that it is already.
+
+    Raises:
+        InputError: it holds another run, or something else.
+    """
     path = folder / "run.json"
     if path.is_file():
         if path.read_text(encoding="utf-8") != identity:

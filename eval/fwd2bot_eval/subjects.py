@@ -10,6 +10,7 @@ Shapes: B pictures of a chunk, n questions, T texts, K summary tokens, D hidden 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
@@ -20,6 +21,7 @@ import torch
 from PIL import Image
 
 from fwd2bot_eval.uncompressed import Uncompressed
+from fwd2bot_index.checkpoints import BASE_FOLDER
 from fwd2bot_index.codec import get_codec
 from fwd2bot_index.corpus import Corpus
 from fwd2bot_index.errors import InputError
@@ -31,7 +33,7 @@ Float32 = npt.NDArray[np.float32]
 UNCOMPRESSED: Final = "uncompressed"
 BLIND: Final = "blind"
 OTHER: Final = "other picture"
-_SHORT_ANSWER: Final = "\nAnswer the question using a single word or phrase."
+SHORT_ANSWER: Final = "\nAnswer the question using a single word or phrase."
 _PROMPT_TOKENS: Final = 64
 """Room for the chat template and the prompt around a text."""
 BATCH: Final = 64
@@ -95,7 +97,7 @@ class Subject(Protocol):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What beside the weights decides its scores: a run goes on only under the same."""
+        """What beside the weights decides its scores: a run goes on only under the same. :func:`computing` is part."""
         ...
 
     @property
@@ -116,9 +118,8 @@ class Subject(Protocol):
         """What a caption answers."""
         ...
 
-    @property
-    def short_answer_suffix(self) -> str:
-        """Follows a question that is to be answered in a word or two."""
+    def short_answer_suffix(self, column: str) -> str:
+        """Follows a question that is to be answered in a word or two, where the column is asked."""
         ...
 
     @property
@@ -138,8 +139,9 @@ class Fwd2BotSubject:
         baselines: whether to answer blind, uncompressed and from another picture as well.
         index: where tokens and embeddings come from instead of the first pass.
         codec: that the tokens go through on their way (without an index).
-        short_answer_suffix: follows open questions; None: LLaVA-1.5's for a training-free LVLM (arXiv 2310.03744), and
-            nothing for a trained model, which learned to answer as its training data does.
+        short_answer_suffix: follows open questions, in every column. None: LLaVA-1.5's (arXiv 2310.03744) for a plain
+            LVLM, as ``uncompressed`` is of a model that keeps its base elsewhere; nothing for a trained model, or for a
+            base that was trained with it: both answer as their training data does, of which nothing is known here.
     Raises:
         InputError: a k that the model does not have, or an index with a codec of its own beside ``codec``.
     """
@@ -172,9 +174,11 @@ class Fwd2BotSubject:
         self._uncompressed = Uncompressed(uncompressed or model)
         self._baselines = baselines
         self._uncompressed_name = (uncompressed or model).full_fingerprint
-        if short_answer_suffix is None:
-            short_answer_suffix = "" if model.mode == "trained" else _SHORT_ANSWER
-        self.short_answer_suffix = short_answer_suffix
+        if short_answer_suffix is not None:
+            self._suffix = self._uncompressed_suffix = short_answer_suffix
+        else:
+            self._suffix = "" if model.mode == "trained" else SHORT_ANSWER
+            self._uncompressed_suffix = SHORT_ANSWER if _is_plain(self._uncompressed.model) else ""
         self.notes = (
             ["Training-free: average-pooled image tokens of a plain LVLM, not a trained compressor."]
             if model.mode != "trained"
@@ -201,10 +205,14 @@ class Fwd2BotSubject:
             "columns": self.columns,
             "codec": codec,
             "index": str(self._index.place) if self._index else None,
+            # the model, the codec and its fit: with them, a picture's content decides its tokens
+            "index_manifest": _digest(self._index.manifest.to_json()) if self._index else None,
             "uncompressed": self._uncompressed_name if self._baselines else None,
             "matching_prompt": self.model.config.matching_prompt,
             "caption_prompt": self.model.config.caption_prompt,
-            "short_answer_suffix": self.short_answer_suffix,
+            "short_answer_suffix": self._suffix,
+            "short_answer_suffix_uncompressed": self._uncompressed_suffix if self._baselines else None,
+            **computing(self.model.base),
         }
 
     @property
@@ -250,6 +258,24 @@ class Fwd2BotSubject:
     @property
     def caption_prompt(self) -> str:
         return self.model.config.caption_prompt
+
+    def short_answer_suffix(self, column: str) -> str:
+        return self._uncompressed_suffix if column == UNCOMPRESSED else self._suffix
+
+
+def computing(module: Any) -> dict[str, str]:
+    """The kind of device and the numbers that ``module``, a model of transformers, computes with: scores of another are
+    no part of a run."""
+    return {"device": module.device.type, "dtype": str(module.dtype).removeprefix("torch.")}
+
+
+def _is_plain(model: Fwd2BotModel) -> bool:
+    """Whether its base is an LVLM as its makers left it; one inside of a checkpoint may have been trained."""
+    return model.mode != "trained" or model.config.base_model != BASE_FOLDER
+
+
+def _digest(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 class _SeenTokens:

@@ -156,7 +156,34 @@ def test_ctrl_c_says_that_what_was_scored_is_kept(
     assert "the same command goes on" in outcome.err
 
 
-def test_the_budget_of_drawn_scenes(run: Run, model: Path, place: Path) -> None:
+@pytest.mark.parametrize(
+    "option",
+    [
+        ["--index", "idx"], ["--codec", "int8"], ["--uncompressed", "default"], ["--no-baselines"],
+        ["--matching-prompt", "is {text} there?"], ["--caption-prompt", "say."], ["--answer-suffix", ""],
+    ],
+)  # fmt: skip
+def test_the_budget_refuses_what_it_does_not_read(run: Run, model: Path, option: list[str]) -> None:
+    outcome = run("eval", "budget", "--model", model, *option)
+    assert outcome.code == 2
+    assert f"budget does not read {option[0]}" in outcome.sentence
+
+
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [([], ""), (["--answer-suffix", ""], ""), (["--answer-suffix", "In a word."], "\nIn a word.")],
+)
+def test_what_follows_open_questions_is_a_line_and_in_the_result(
+    run: Run, model: Path, data: Path, given: list[str], line: str
+) -> None:
+    outcome = run("eval", "winoground", "--model", model, "--data", data, "--k", "4", *given, "--json", "out.json")
+    assert outcome.code == 0, outcome.err
+    settings = json.loads(Path("out.json").read_text())["settings"]
+    assert settings["short_answer_suffix"] == settings["short_answer_suffix_uncompressed"] == line
+
+
+def test_the_budget_of_drawn_scenes(run: Run, model: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fwd2bot_eval.budget.FIT_PICTURES", 3)
     outcome = run("eval", "budget", "--model", model, "--k", "4,1", "--limit", "2", "--out", "b", "--json", "b.json")
     assert outcome.code == 0, outcome.err
     rows = [line.split("\t") for line in outcome.out.splitlines()]
@@ -164,6 +191,9 @@ def test_the_budget_of_drawn_scenes(run: Run, model: Path, place: Path) -> None:
     assert sizes["k=4 float16"] == 4 * sizes["k=1 float16"] == 4 * 2 * tiny_models.HIDDEN
     assert json.loads(Path("b.json").read_text())["settings"]["ks"] == [4, 1]
     assert Path("b/report.md").is_file()
+    another = run("eval", "budget", "--model", model, "--k", "4", "--limit", "2", "--out", "b")
+    assert another.code == 2
+    assert "b holds a run of another task, model, data or setting" in another.sentence
     refused = run("eval", "budget", "--model", f"base:{model}")
     assert refused.code == 2
     assert "training-free" in refused.sentence

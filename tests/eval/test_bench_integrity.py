@@ -30,5 +30,5 @@ def test_the_index_that_it_makes_is_whole(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_a_command_that_fails(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match="fwd2bot verify failed with 1"):
+    with pytest.raises(RuntimeError, match="fwd2bot verify failed with 2"):
         bench_integrity.measure("verify", tmp_path / "nowhere")

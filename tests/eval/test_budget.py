@@ -16,8 +16,8 @@ import pytest
 import tiny_models
 import torch
 
-from fwd2bot_eval.budget import NO_TOKENS, PLOT, STORED_EMBEDDING, _Pool, _pool, run_budget
-from fwd2bot_eval.default_model import held_out
+from fwd2bot_eval.budget import NO_TOKENS, PLOT, STORED_EMBEDDING, Budget, _cell, _embedded, _Pool, _pool
+from fwd2bot_eval.default_model import held_out, stored
 from fwd2bot_eval.report import write_report
 from fwd2bot_eval.runs import Progress
 from fwd2bot_index import scenes
@@ -31,10 +31,15 @@ def model() -> Fwd2BotModel:
     return Fwd2BotModel.from_pretrained(None, device="cpu")
 
 
+@pytest.fixture(autouse=True)
+def few_to_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fwd2bot_eval.budget.FIT_PICTURES", 5)
+
+
 def test_every_cell_is_measured_on_what_the_codec_gives_back(model: Fwd2BotModel, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     told: list[Progress] = []
-    result = run_budget(model, tmp_path, ks=[16, 2], limit=8, progress=told.append)
+    result = Budget(model, ks=[16, 2], limit=8).run(tmp_path, progress=told.append)
     answers, found = result.table("answers"), result.table("text -> image, scenes")
     cells = [f"k={k} {name}" for k in (16, 2) for name in CODEC_NAMES]
     assert list(answers.rows) == [*cells, NO_TOKENS]
@@ -68,8 +73,8 @@ def test_every_cell_is_measured_on_what_the_codec_gives_back(model: Fwd2BotModel
 
 def test_a_loss_is_of_the_same_items(model: Fwd2BotModel, tmp_path: Path) -> None:
     """Also where all tokens in float16 are not among what was asked for."""
-    both = run_budget(model, tmp_path / "both", ks=[16, 1], limit=6)
-    one = run_budget(model, tmp_path / "one", ks=[1], limit=6)
+    both = Budget(model, ks=[16, 1], limit=6).run(tmp_path / "both")
+    one = Budget(model, ks=[1], limit=6).run(tmp_path / "one")
     for title, score in (("answers", "answers"), ("text -> image, scenes", "R@1")):
         rows = both.table(title).rows
         best = rows["k=16 float16"]
@@ -83,7 +88,7 @@ def test_a_loss_is_of_the_same_items(model: Fwd2BotModel, tmp_path: Path) -> Non
 
 
 def test_what_guessing_scores(model: Fwd2BotModel, tmp_path: Path) -> None:
-    result = run_budget(model, tmp_path, ks=[1], limit=6)
+    result = Budget(model, ks=[1], limit=6).run(tmp_path)
     asked = [q for qs in held_out(6)[1] for q in qs]
     counts: dict[str, Counter[str]] = {}
     for q in asked:
@@ -107,13 +112,48 @@ def photos(folder: Path, count: int = 3, **change: Any) -> Path:
 
 
 def test_captioned_pictures_are_a_pool_of_their_own(model: Fwd2BotModel, tmp_path: Path) -> None:
-    result = run_budget(model, tmp_path / "out", data=photos(tmp_path / "d"), ks=[16], limit=2)
+    result = Budget(model, data=photos(tmp_path / "d"), ks=[16], limit=2).run(tmp_path / "out")
     found = result.table("text -> image, photos").rows["k=16 float16"]["R@1"]
     assert (found.value, found.items, found.clusters) == (1.0, 4, 2)
     whole = result.table("text -> image, photos").rows[STORED_EMBEDDING]["R@1"]
     assert (whole.value, whole.items) == (1.0, 4)
-    alone = run_budget(model, tmp_path / "alone", ks=[16], limit=2)
+    alone = Budget(model, ks=[16], limit=2).run(tmp_path / "alone")
     assert result.table("answers") == alone.table("answers"), "questions are about the scenes"
+
+
+def test_codecs_are_fitted_to_other_pictures(model: Fwd2BotModel, tmp_path: Path) -> None:
+    data = photos(tmp_path / "d", 6)
+    budget = Budget(model, data=data, ks=[16], limit=2)
+    shown = [scenes.render(scenes.scene(i, stream="budget test"), size=96) for i in range(6)]
+    pool = budget._photo_pool([])
+    assert pool.fit is not None
+    torch.testing.assert_close(pool.tokens, model.compress(shown[:2]).tokens, atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(pool.fit, model.compress(shown[2:]).tokens, atol=1e-4, rtol=1e-3)
+    cell = _cell(model, [pool], [(scenes.Question(type="t", text="is it?", answer="yes"), 0)], 16, "pq32")
+    known = _embedded(model, stored(pool.tokens, "pq32", fit=pool.fit))
+    assert cell[pool.title]["R@1"].tolist() == pool.recalls(known)["R@1"].tolist()
+    result = budget.run(tmp_path / "some")
+    assert "text -> image, scenes: pq8, pq16, pq32 are fitted to 5 other pictures." in result.notes
+    assert "text -> image, photos: pq8, pq16, pq32 are fitted to 4 other pictures." in result.notes
+    whole = Budget(model, data=data, ks=[16], limit=6).run(tmp_path / "whole")
+    assert any("for want of others" in note for note in whole.notes)
+
+
+def test_a_folder_is_of_one_budget(model: Fwd2BotModel, tmp_path: Path) -> None:
+    first = Budget(model, ks=[1], limit=2)
+    result = first.run(tmp_path / "out")
+    written = (tmp_path / "out" / "result.json").read_bytes()
+    for other in (Budget(model, ks=[2], limit=2), Budget(model, ks=[1], limit=3)):
+        assert other.identity != first.identity
+        with pytest.raises(InputError, match="holds a run of another"):
+            other.run(tmp_path / "out")
+    assert (tmp_path / "out" / "result.json").read_bytes() == written
+    assert Budget(model, ks=[1], limit=2).run(tmp_path / "out").tables == result.tables
+    assert {key: result.settings[key] for key in ("limit", "dtype", "allow_missing")} == {
+        "limit": 2,
+        "dtype": "float32",
+        "allow_missing": False,
+    }
 
 
 def test_recalls_by_hand() -> None:
@@ -134,7 +174,11 @@ def test_recalls_by_hand() -> None:
 def test_a_bad_picture_is_named(model: Fwd2BotModel, tmp_path: Path) -> None:
     data = photos(tmp_path / "d", image={"bytes": b"no picture", "path": "x.png"})
     with pytest.raises(InputError, match=r"test\.parquet, row 2 cannot be used: it is not an image"):
-        run_budget(model, tmp_path / "out", data=data, ks=[16], limit=3)
+        Budget(model, data=data, ks=[16], limit=3).run(tmp_path / "out")
+    skipping = Budget(model, data=data, ks=[1], limit=3, allow_missing=True).run(tmp_path / "skipping")
+    (lost,) = skipping.skipped
+    assert (lost.where.endswith("test.parquet, row 2"), lost.items) == (True, 2)
+    assert skipping.table("text -> image, photos").rows[STORED_EMBEDDING]["R@1"].items == 4
     with pytest.raises(InputError, match="no pictures"):
         _pool(model, "none", iter(()))
 
@@ -154,7 +198,7 @@ def test_without_matplotlib_there_are_tables_and_a_note(
     model: Fwd2BotModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    result = run_budget(model, tmp_path, ks=[1], limit=2)
+    result = Budget(model, ks=[1], limit=2).run(tmp_path)
     assert result.figures == []
     assert not (tmp_path / PLOT).exists()
     assert any("pip install 'fwd2bot[eval]'" in note for note in result.notes)
@@ -162,11 +206,13 @@ def test_without_matplotlib_there_are_tables_and_a_note(
 
 
 def test_what_makes_no_sense_is_refused(model: Fwd2BotModel, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="drawn scenes have no splits"):
+        Budget(model, split="val")
     with pytest.raises(InputError, match="k = 17"):
-        run_budget(model, tmp_path, ks=[17])
+        Budget(model, ks=[17])
     base, processor = tiny_models.build("llava")
     base.save_pretrained(tmp_path / "plain")
     processor.save_pretrained(tmp_path / "plain")
     plain = Fwd2BotModel.from_pretrained(tmp_path / "plain", device="cpu", dtype=torch.float32)
     with pytest.raises(InputError, match="training-free"):
-        run_budget(plain, tmp_path / "out")
+        Budget(plain)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from fwd2bot_eval import default_model
-from fwd2bot_index.codec import CODEC_NAMES
+from fwd2bot_index.codec import CODEC_NAMES, fit_codec
 from fwd2bot_index.types import SummaryTokens
 
 
@@ -100,6 +100,25 @@ def test_stored_tokens_are_those_of_the_codec(name: str) -> None:
     error = float((back - tokens).norm() / tokens.norm())
     most = {"float16": 1e-3, "int8": 0.02, "int4": 0.11, "int2": 0.37, "pq8": 0.37, "pq16": 0.7, "pq32": 0.9}
     assert 0 < error < most[name]
+
+
+def test_a_codec_may_be_fitted_to_other_tokens() -> None:
+    """It remembers the mean of what it was fitted to: others far from it come back worse."""
+    draw = torch.Generator().manual_seed(0)
+    tokens, far = torch.randn(40, 4, 64, generator=draw), 9 + torch.randn(40, 4, 64, generator=draw)
+    own, other = (default_model.stored(tokens, "pq16", fit=fit) for fit in (None, far))
+    assert (other - tokens).norm() > 1.2 * (own - tokens).norm()
+    codec = fit_codec("pq16", far.numpy())
+    assert torch.equal(other, torch.from_numpy(codec.decode(codec.encode(tokens.numpy()), k=4, d=64)))
+    assert torch.equal(default_model.stored(tokens, "int8", fit=far), default_model.stored(tokens, "int8"))
+
+
+def test_what_codecs_are_fitted_to_is_not_scored() -> None:
+    model: Any = Seeing()
+    tokens = default_model.fit_tokens(model, 20)
+    assert len(tokens) == len(model.seen) == 20
+    model.compress([default_model.scenes.render(s, size=96) for s in default_model.held_out(20)[0]])
+    assert len(model.seen) == 40
 
 
 def test_visual7w_tells_what_the_photo_adds(tmp_path: Path) -> None:

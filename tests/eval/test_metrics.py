@@ -85,6 +85,41 @@ def test_the_same_seed_gives_the_same_interval_whatever_the_blocks(monkeypatch: 
     assert estimate(right, names) != estimate(right, names, seed=1)
 
 
+@pytest.mark.parametrize(("score", "low", "high"), [(1.0, 0.025 ** (1 / 30), 1.0), (0.0, 0.0, 1 - 0.025 ** (1 / 30))])
+def test_where_all_agree_the_interval_is_clopper_and_pearsons(score: float, low: float, high: float) -> None:
+    """Of 30 pictures, however many items are about each; by the table of 30 of 30 it is 0.884 to 1."""
+    found = estimate(np.full(90, score), [str(i // 3) for i in range(90)])
+    assert (found.value, found.low, found.high) == pytest.approx((score, low, high))
+    assert pytest.approx(0.8843, abs=1e-4) == (0.025 ** (1 / 30))
+
+
+def test_the_bound_is_on_the_scale_of_the_score() -> None:
+    names = [str(i) for i in range(20)]
+    unseen = 1 - 0.025 ** (1 / 20)
+    for score, scale in ((0.3, (0.0, 1.0)), (0.0, (-1.0, 1.0)), (100.0, (0.0, 100.0))):
+        found = estimate(np.full(20, score), names, scale=scale)
+        low, high = score - unseen * (score - scale[0]), score + unseen * (scale[1] - score)
+        assert (found.low, found.high) == pytest.approx((low, high))
+
+
+def test_one_picture_has_no_interval() -> None:
+    found = estimate(np.array([1.0, 0, 1]), ["a"] * 3)
+    assert found.value == pytest.approx(2 / 3)
+    assert np.isnan([found.low, found.high]).all()
+
+
+def test_a_ratio_counts_the_pictures_that_it_is_of() -> None:
+    """Precision 1 of the two pictures that a yes was said of, whatever the others are."""
+    said = np.array([1.0, 1, 0, 0, 0, 0])
+    found = estimate(np.stack([said, said], axis=1), list("abcdef"), value=lambda s: s[..., 0] / s[..., 1])
+    assert (found.low, found.high) == pytest.approx((0.025 ** (1 / 2), 1.0))
+
+
+def test_a_macro_average_is_as_sure_as_its_smallest_category() -> None:
+    found = macro_average(np.ones(12), ["a"] * 10 + ["b"] * 2, [str(i) for i in range(12)])
+    assert (found.low, found.high) == pytest.approx((0.025 ** (1 / 4), 1.0))
+
+
 def test_nothing_has_no_score() -> None:
     found = estimate(np.zeros(0), [])
     assert np.isnan(found.value)

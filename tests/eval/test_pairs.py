@@ -41,7 +41,6 @@ class Scripted:
     fingerprint = "scripted-1"
     decode_side = None
     caption_prompt = "describe"
-    short_answer_suffix = ""
     notes: Sequence[str] = ()
 
     def __init__(
@@ -55,7 +54,7 @@ class Scripted:
     ) -> None:
         self.cosine, self.columns = cosine, list(columns)
         self.matching, self.caption, self.blind = matching or {}, caption or {}, blind or {}
-        self.settings: dict[str, Any] = {}
+        self.settings: dict[str, Any] = {"device": "cpu", "dtype": "float32"}
         self.seen: list[str] = []
         self.asked: list[tuple[str, str]] = []
 
@@ -73,6 +72,9 @@ class Scripted:
 
     def matching_question(self, text: str) -> str:
         return text
+
+    def short_answer_suffix(self, column: str) -> str:
+        return ""
 
 
 class _ScriptedSeen:
@@ -609,6 +611,19 @@ def test_winoground_by_hand(tmp_path: Path) -> None:
         "- true of picture 1: “red” (picture 1: cosine 0.900; picture 2: cosine 0.100)",
         "- true of picture 2: “blue” (picture 1: cosine 0.200; picture 2: cosine 0.800)",
     ]
+
+
+def test_items_that_share_a_picture_are_resampled_together(tmp_path: Path) -> None:
+    """By their second pictures too, and by way of others."""
+    pairs = [("red", "blue"), ("green", "blue"), ("other", "other2"), ("other2", "red2"), ("alone", "alone")]
+    rows = [{**example("red", "blue"), "image_0": one, "image_1": two} for one, two in pairs]
+    data = winoground(tmp_path, rows)
+    write(data, {f"images/{name}.png": plain(RED) for pair in pairs for name in pair})
+    (chunk,) = Winoground(options(data)).chunks()
+    one, two, three, four, five = (item.cluster for item in chunk.items)
+    assert one == two
+    assert three == four
+    assert len({one, three, five}) == 3
 
 
 TIES = [

@@ -14,7 +14,12 @@ TABLE = Table(
     title="T",
     row_header="what",
     columns=["a", "b"],
-    rows={"x|y": {"a": cell(0.5, 0.25, 0.75)}, "z": {"a": cell(123.4, 120, 130), "b": cell(3, 3, 3)}},
+    rows={
+        "x|y": {"a": cell(0.5, 0.25, 0.75)},
+        "z": {"a": cell(123.4, 120, 130), "b": cell(3, 3, 3)},
+        "one picture": {"a": cell(0.5, float("nan"), float("nan")), "b": Estimate.exact(6144)},
+        "itself": {"a": Estimate.exact(0)},
+    },
     chance={"z": 0.25},
 )
 
@@ -24,7 +29,9 @@ def test_tables_have_intervals_chance_counts_and_dashes() -> None:
         "| what | a | b | chance | items |",
         "| --- | --- | --- | --- | --- |",
         r"| x\|y | 0.500 [0.250, 0.750] | – | – | 7 |",
-        "| z | 123.4 [120.0, 130.0] | 3.000 | 0.250 | 7 |",
+        "| z | 123.4 [120.0, 130.0] | 3.000 [3.000, 3.000] | 0.250 | 7 |",
+        "| one picture | 0.500 [–] | 6144 | – | 7 |",
+        "| itself | 0.000 | – | – | 0 |",
     ]
 
 
@@ -34,7 +41,7 @@ def test_a_report_says_what_was_lost_and_cannot_be_broken_by_names(tmp_path: Pat
         model="m`[x](javascript:1)",
         fingerprint="f",
         data="d\nd",
-        settings={"columns": ["a"]},
+        settings={"columns": ["a"], "short_answer_suffix": "", "split": None},
         tables=[TABLE],
         items=7,
         skipped=[Skipped(where=f"{i}.jpg", reason="gone\n# not a heading", items=2) for i in range(25)],
@@ -48,6 +55,7 @@ def test_a_report_says_what_was_lost_and_cannot_be_broken_by_names(tmp_path: Pat
     assert "25 pictures could not be used; 50 items were left out" in text
     assert "and 5 more" in text
     assert "\n# not a heading" not in text
+    assert "- short_answer_suffix: `none`\n- split: `None`" in text
     assert text.splitlines()[0] == r"# t: m\`\[x\](javascript:1)"
     assert "![picture 1](pictures/1.jpg)" in text
     assert text.index("## Failures") < text.index("said no")

@@ -36,10 +36,9 @@ class Colours:
     name = "colours"
     fingerprint = "1"
     columns: Sequence[str] = ()
-    settings: dict[str, Any] = {}  # noqa: RUF012
+    settings: dict[str, Any] = {"device": "cpu", "dtype": "float32"}  # noqa: RUF012
     decode_side = None
     caption_prompt = ""
-    short_answer_suffix = ""
     notes: Sequence[str] = ()
 
     def __init__(self) -> None:
@@ -58,6 +57,9 @@ class Colours:
 
     def matching_question(self, text: str) -> str:
         return text
+
+    def short_answer_suffix(self, column: str) -> str:
+        return ""
 
 
 def png(name: str) -> bytes:
@@ -225,6 +227,7 @@ def test_the_median_has_an_interval_over_pictures() -> None:
     assert (together.value, together.low, together.high) == (5, 1, 9)
     assert (together.items, together.clusters) == (6, 2)
     assert median_estimate(np.array([4, 4, 4]), ["a", "b", "c"]).high == 4
+    assert np.isnan(median_estimate(np.array([4, 2]), ["a", "a"]).low), "of one picture there is none"
     many = np.random.default_rng(0).integers(1, 101, 2000)
     found = median_estimate(many, [str(i) for i in range(2000)])
     assert found.value == np.median(many)

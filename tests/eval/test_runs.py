@@ -31,11 +31,10 @@ class Brightness:
     columns = ("k=1",)
     decode_side = None
     caption_prompt = ""
-    short_answer_suffix = ""
     notes = ("It sees red only.",)
 
     def __init__(self) -> None:
-        self.settings: dict[str, Any] = {"columns": ["k=1"]}
+        self.settings: dict[str, Any] = {"columns": ["k=1"], "device": "cpu", "dtype": "float32"}
         self.seen = 0
 
     def see(self, pictures: Sequence[Picture]) -> Any:
@@ -47,6 +46,9 @@ class Brightness:
 
     def matching_question(self, text: str) -> str:
         return text
+
+    def short_answer_suffix(self, column: str) -> str:
+        return ""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,6 +63,7 @@ class RedTask:
     def __init__(self, files: Sequence[tuple[str, bytes | None]], *, fail_at: int | None = None) -> None:
         self.files = files
         self.signature = "1"
+        self.settings = {"split": None, "limit": 7, "allow_missing": False}
         self.fail_at = fail_at
         self.measured = 0
         self.total = 2 * len(files)
@@ -163,8 +166,8 @@ def test_a_half_written_chunk_is_measured_again(tmp_path: Path) -> None:
     assert subject.seen == 1
 
 
-@pytest.mark.parametrize("change", ["data", "model", "setting"])
-def test_another_run_does_not_go_on_here(change: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("change", ["data", "model", "setting", "scoring"])
+def test_another_run_does_not_go_on_here(change: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run(RedTask(FILES), Brightness(), tmp_path / "r")
     task, subject = RedTask(FILES), Brightness()
     before = run_id(task, subject)
@@ -172,11 +175,24 @@ def test_another_run_does_not_go_on_here(change: str, tmp_path: Path) -> None:
         task.signature = "2"
     elif change == "model":
         subject.fingerprint = "2"  # type: ignore[misc]
+    elif change == "scoring":
+        monkeypatch.setattr("fwd2bot_eval.runs._SCORING", 99)
     else:
-        subject.settings = {"columns": ["k=1"], "codec": "int8"}
+        subject.settings["codec"] = "int8"
     assert run_id(task, subject) != before
     with pytest.raises(InputError, match="another task, model, data or setting"):
         run(task, subject, tmp_path / "r")
+
+
+def test_a_result_says_what_was_asked_for_and_what_computed_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = run(RedTask(FILES), Brightness(), tmp_path / "r")
+    assert result.settings["limit"] == 7
+    assert result.settings["columns"] == ["k=1"]
+    assert result.machine.endswith(", float32")
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda: "a GPU")
+    subject = Brightness()
+    subject.settings |= {"device": "cuda", "dtype": "bfloat16"}
+    assert run(RedTask(FILES), subject, tmp_path / "gpu").machine.endswith(", a GPU, bfloat16")
 
 
 def test_a_folder_with_other_things_is_left_alone(tmp_path: Path) -> None:

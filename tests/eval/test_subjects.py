@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import copy
+import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +14,7 @@ import torch
 
 from fwd2bot_eval.runs import run
 from fwd2bot_eval.scorers import fit_scores, scorer_names
-from fwd2bot_eval.subjects import BLIND, OTHER, UNCOMPRESSED, Fwd2BotSubject, Picture, TextTooLongError
+from fwd2bot_eval.subjects import BLIND, OTHER, SHORT_ANSWER, UNCOMPRESSED, Fwd2BotSubject, Picture, TextTooLongError
 from fwd2bot_eval.tasks import make_task
 from fwd2bot_eval.tasks.options import TaskOptions
 from fwd2bot_index.codec import get_codec
@@ -115,6 +118,17 @@ def test_a_codec_and_an_index_give_what_is_stored(
     seen = by_index.see(pictures)
     np.testing.assert_allclose(seen.reader("k=8").score(ROWS, ASKED, SAID)[0], expected, atol=2e-2)
     assert by_index.settings["codec"] == "int2"
+    again = Fwd2BotSubject(model, index=Corpus.open(tmp_path / "index", model=model))
+    assert again.settings == by_index.settings
+    shutil.rmtree(tmp_path / "index")
+    index_images([folder], tmp_path / "index", model=model, codec="pq8")
+    first = Fwd2BotSubject(model, index=Corpus.open(tmp_path / "index", model=model)).settings
+    shutil.rmtree(tmp_path / "index")
+    (tmp_path / "one").mkdir()
+    shutil.copy(folder / "0.png", tmp_path / "one")
+    index_images([tmp_path / "one"], tmp_path / "index", model=model, codec="pq8")
+    other = Fwd2BotSubject(model, index=Corpus.open(tmp_path / "index", model=model)).settings
+    assert {key for key in first if first[key] != other[key]} == {"index_manifest"}, "its codec learned otherwise"
     stranger = Picture(image=pictures[0].image, content_id="0" * 32)
     with pytest.raises(InputError, match="does not hold 1 of these pictures"):
         by_index.see([*pictures, stranger])
@@ -135,9 +149,38 @@ def test_training_free_says_so(tmp_path: Path) -> None:
     subject = Fwd2BotSubject(plain)
     assert subject.columns[0] == "k=4"
     assert "Training-free" in subject.notes[0]
-    assert "single word" in subject.short_answer_suffix
+    assert subject.short_answer_suffix("k=4") == subject.short_answer_suffix(UNCOMPRESSED) == SHORT_ANSWER
     with pytest.raises(InputError, match="no shorter summary"):
         Fwd2BotSubject(plain, ks=[4, 2])
+
+
+def test_each_column_is_asked_for_a_short_answer_as_its_model_is(model: Fwd2BotModel, tmp_path: Path) -> None:
+    subject = Fwd2BotSubject(model)
+    assert {subject.short_answer_suffix(c) for c in subject.columns} == {""}, "its base may have been trained with it"
+    base, processor = tiny_models.build("llava")
+    for part in (base, processor):
+        part.save_pretrained(tmp_path / "plain")
+    plain = Fwd2BotModel.from_pretrained(tmp_path / "plain", device="cpu")
+    beside = Fwd2BotSubject(model, uncompressed=plain)
+    assert {c: beside.short_answer_suffix(c) for c in beside.columns} == {
+        "k=8": "", "k=4": "", UNCOMPRESSED: SHORT_ANSWER, BLIND: "", OTHER: "",
+    }  # fmt: skip
+    assert beside.settings["short_answer_suffix"] == ""
+    assert beside.settings["short_answer_suffix_uncompressed"] == SHORT_ANSWER
+    config = dataclasses.replace(model.config, base_model=str(tmp_path / "plain"))
+    kept = copy.copy(model)
+    kept.config = config
+    assert Fwd2BotSubject(kept).short_answer_suffix(UNCOMPRESSED) == SHORT_ANSWER, "a base that is kept elsewhere"
+    for said in ("", "\nShort!"):
+        told = Fwd2BotSubject(model, uncompressed=plain, short_answer_suffix=said)
+        assert {told.short_answer_suffix(c) for c in told.columns} == {said}
+
+
+def test_precision_and_device_are_settings(model: Fwd2BotModel) -> None:
+    settings = Fwd2BotSubject(model).settings
+    assert (settings["device"], settings["dtype"]) == ("cpu", "float32")
+    half = Fwd2BotModel.from_pretrained(model.name, device="cpu", dtype=torch.bfloat16)
+    assert Fwd2BotSubject(half).settings["dtype"] == "bfloat16"
 
 
 def test_three_scorers(model: Fwd2BotModel, shown: tuple[Path, list[Picture]]) -> None:

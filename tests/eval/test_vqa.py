@@ -54,8 +54,8 @@ class Scripted:
     ) -> None:
         self.answer, self.likelihood = answer, likelihood
         self.columns = list(columns)
-        self.short_answer_suffix = suffix
-        self.settings: dict[str, Any] = {"columns": self.columns}
+        self.suffix = suffix
+        self.settings: dict[str, Any] = {"columns": self.columns, "device": "cpu", "dtype": "float32"}
         self.prompts: list[str] = []
         self.seen = 0
         self.fail_after = fail_after
@@ -75,6 +75,9 @@ class Scripted:
 
     def matching_question(self, text: str) -> str:
         return f"does this show {text}?"
+
+    def short_answer_suffix(self, column: str) -> str:
+        return f"{self.suffix}{column}." if self.suffix else ""
 
 
 @dataclasses.dataclass
@@ -217,6 +220,11 @@ def test_precision_and_recall_of_hand_counted_answers() -> None:
     assert vqa_scores.f1(nothing) == 0
 
 
+def test_a_blank_to_fill_in_stays() -> None:
+    assert as_asked("the cat_tail is ____ .") == "the cat tail is ____."
+    assert as_said("__ of_them.") == "__ of them"
+
+
 @pytest.mark.parametrize(
     "question", ["is a red  shape above", "What is it ?", "who took the garbage_bin", "Where's it?"]
 )
@@ -275,7 +283,7 @@ def says_colour(column: str, colour: str, prompt: str) -> str:
 
 
 def test_vqav2(tmp_path: Path) -> None:
-    subject = Scripted(says_colour, suffix="\nIn a word.")
+    subject = Scripted(says_colour, suffix="\nIn a word, ")
     result = evaluate("vqav2", vqav2(tmp_path / "d"), subject, tmp_path / "r")
     title = "soft accuracy"
     assert list(result.table(title).rows) == ["all", "number", "other", "yes/no"]
@@ -287,7 +295,9 @@ def test_vqav2(tmp_path: Path) -> None:
     assert result.table(title).rows["all"]["k=2"].clusters == 2
     assert result.table(title).columns == ["k=2", "blind", "majority"]
     assert subject.seen == 2, "two questions about a photo compress it once"
-    assert set(subject.prompts) == {f"{q}\nIn a word." for q in ("Is it red?", "How many?", "What colour?")}
+    asked = {f"{q}\nIn a word, {c}." for q in ("Is it red?", "How many?", "What colour?") for c in ("k=2", "blind")}
+    assert set(subject.prompts) == asked, "each column has a suffix of its own"
+    assert any("one line and ends in a mark" in note for note in result.notes)
     report = (tmp_path / "r" / "report.md").read_text()
     assert "“How many?” Expected: “3”" in report
     assert "- k=2: “two”\n- blind: “two”" in report
@@ -386,7 +396,37 @@ def test_gqa(tmp_path: Path) -> None:
     assert cells(result, "accuracy", "query") == {"k=2": 1, "blind": 0, "majority": 1}
     assert cells(result, "accuracy", "all") == pytest.approx({"k=2": 1, "blind": 1 / 3, "majority": 2 / 3})
     path = tmp_path / "d" / "testdev_balanced_questions.json"
-    assert evaluate("gqa", path, Scripted(says_colour), tmp_path / "s", limit=2).items == 2
+    limited = evaluate("gqa", path, Scripted(says_colour), tmp_path / "s", limit=2)
+    assert limited.items == 2
+    assert {key: limited.settings[key] for key in ("split", "limit", "allow_missing")} == {
+        "split": None,
+        "limit": 2,
+        "allow_missing": False,
+    }
+
+
+@pytest.mark.parametrize(
+    ("task", "make", "file"),
+    [
+        ("gqa", lambda folder: gqa(folder), "testdev_balanced_questions.json"),
+        ("pope", lambda folder: pope(folder), "coco_pope_random.json"),
+        ("shapes", lambda folder: qa_rows(folder, (RED, [("is it", "yes")])), "test.parquet"),
+    ],
+)
+def test_a_file_has_no_splits(tmp_path: Path, task: str, make: Callable[[Path], Path], file: str) -> None:
+    path = make(tmp_path) / file
+    make_task(task, TaskOptions(data=path))
+    with pytest.raises(InputError, match=r"--split val: .* is a single file"):
+        make_task(task, TaskOptions(data=path, split="val"))
+
+
+def test_other_pictures_make_another_run(tmp_path: Path) -> None:
+    """Also as many of them."""
+    folder = gqa(tmp_path)
+    before = make_task("gqa", TaskOptions(data=folder)).signature
+    assert make_task("gqa", TaskOptions(data=folder)).signature == before
+    (folder / "images" / "n1.jpg").write_bytes(pictures.plain(GREEN, format="JPEG") + b" ")
+    assert make_task("gqa", TaskOptions(data=folder)).signature != before
 
 
 @pytest.mark.parametrize(
@@ -598,6 +638,27 @@ def test_a_bad_row_of_mmbench(tmp_path: Path, change: dict[str, str], message: s
         message = "cannot be read as TSV"
     with pytest.raises(InputError, match=f"dev.tsv.*{message}"):
         make_task("mmbench", TaskOptions(data=path))
+
+
+def test_pictures_of_mmbench_that_another_row_has(tmp_path: Path) -> None:
+    """Before the row and behind it; of a row that is left out, and with a limit."""
+    alone = base64.b64encode(pictures.plain(RED)).decode()
+    head = "index\tquestion\tA\tB\tanswer\tcategory\timage\n"
+    path = tmp_path / "dev.tsv"
+
+    def row(index: int, image: str) -> str:
+        return f"{index}\tWhich?\tred\tblue\tA\tocr\t{image}\n"
+
+    path.write_text(head + row(3, "5") + row(5, alone) + row(7, "5"))
+    for limit, items in ((None, 3), (1, 1)):
+        subject = Scripted(likelihood=likes_colour)
+        result = evaluate("mmbench", path, subject, tmp_path / f"r{limit}", limit=limit)
+        assert (result.items, result.table("accuracy").rows["all"]["k=2"].clusters) == (items, 1)
+        assert cells(result, "accuracy", "all")["k=2"] == 1
+        assert subject.seen == 1
+    path.write_text(head + row(3, "4") + row(4, "3") + row(5, alone))
+    with pytest.raises(InputError, match=r"row 1 cannot be used: its image column names row 4, which has no picture"):
+        evaluate("mmbench", path, Scripted(), tmp_path / "circle")
 
 
 @pytest.mark.parametrize("broken", ["", "????", "AAAA", "!" + base64.b64encode(pictures.plain(RED)).decode()])

@@ -15,6 +15,7 @@ from fwd2bot_eval.tasks.files import (
     file_name,
     parquet_rows,
     read_json,
+    refuse_split,
     require_pictures,
     row_picture,
     text_of,
@@ -48,13 +49,14 @@ def captioned(options: TaskOptions) -> Source[Captioned]:
 
     - ``dataset_flickr30k.json`` and its like (Karpathy's splits of Flickr8k, Flickr30k and COCO); pictures in
       ``images/``, in the row's ``filepath``, or beside the file; split ``test`` unless told otherwise;
-    - ``captions_val2017.json`` (COCO) or ``nocaps_val_4500_captions.json``, in ``annotations/`` or beside it; pictures
-      in ``val2017/`` or ``images/``; nocaps' domains become categories;
+    - ``captions_val2017.json`` (COCO) or ``nocaps_val_4500_captions.json``, in ``annotations/`` or beside it, and
+      ``--split`` a part of its name; pictures in ``val2017/`` or ``images/``; nocaps' domains become categories;
     - ``SPLIT.parquet`` as training takes it (``image``, and ``captions`` or ``caption``): the first there is of test,
       val and train.
 
     Raises:
-        InputError: none of them or several, a row is malformed, or pictures are missing without ``allow_missing``.
+        InputError: none of them or several, a split of what has none, a row is malformed, or pictures are missing
+            without ``allow_missing``.
     """
     path = _json_file(options)
     if path is None:
@@ -71,7 +73,7 @@ def _json_file(options: TaskOptions) -> Path | None:
         return options.data if options.data.suffix == ".json" else None
     folders = (options.data, options.data / "annotations")
     files = sorted({f for folder in folders for pattern in (_KARPATHY, *_COCO) for f in folder.glob(pattern)})
-    if options.split is not None and len(files) > 1:
+    if options.split is not None:
         files = [f for f in files if options.split in f.stem.split("_") or f.match(_KARPATHY)]
     splits = DEFAULT_SPLITS if options.split is None else (options.split,)
     other = [f for split in splits if (f := options.data / f"{split}.parquet").is_file()]
@@ -111,6 +113,8 @@ def _column(file: Path) -> str:
 
 
 def _coco(path: Path, document: Mapping[str, Any], options: TaskOptions) -> Source[Captioned]:
+    if options.data.is_file():
+        refuse_split(options)
     split = path.stem.removeprefix("captions_")
     root = path.parent.parent if path.parent.name == "annotations" else path.parent
     folder = next((f for f in (root / split, root / "images") if f.is_dir()), root / split)
@@ -165,4 +169,4 @@ def _files(path: Path, groups: Any, paths: Sequence[Path], options: TaskOptions,
     def read(_: bool) -> Iterator[tuple[PictureFile, Sequence[Captioned]]]:
         yield from groups
 
-    return Source(files=[path], read=read, found=sum(p.is_file() for p in paths))
+    return Source(files=[path], read=read, pictures=paths)

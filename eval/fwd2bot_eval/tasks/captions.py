@@ -57,6 +57,7 @@ class Captions:
                 _check_words(item)
         self.data = str(options.data)
         self.signature = source.signature(options)
+        self.settings = options.settings
         self._source = source
         self._limit = options.limit
         self.total = sum(1 for _ in source.read(False))
@@ -101,7 +102,7 @@ class Captions:
             title="CIDEr-D",
             row_header="pictures",
             columns=columns,
-            rows={"all": {column: estimate(scores[column], records.clusters) for column in columns}},
+            rows={"all": {column: estimate(scores[column], records.clusters, scale=(0, 10)) for column in columns}},
             explanation="From 0 to 10, higher is better (papers often print it times 100). Rarity of words is counted "
             "in the references of these pictures, and the intervals take it as given.",
         )

@@ -108,14 +108,21 @@ def require_pictures(paths: Iterable[Path], *, allow_missing: bool, source: str)
         raise InputError(f"All {len(wanted)} pictures are missing, the first {missing[0]}. {source}")
 
 
+def refuse_split(options: TaskOptions) -> None:
+    """
+    Raises:
+        InputError: ``--split`` is given beside a ``--data`` that is one file, all of which is read.
+    """
+    if options.split is not None:
+        raise InputError(f"--split {options.split}: --data {options.data} is a single file; leave the option out.")
+
+
 def parquet_files(data: Path, split: str) -> list[Path]:
-    """``data`` itself, or the files of its split: ``SPLIT.parquet``, ``SPLIT-*.parquet``.
+    """The files of a split: ``SPLIT.parquet``, ``SPLIT-*.parquet``.
 
     Raises:
         InputError: there are none.
     """
-    if data.is_file():
-        return [data]
     files = sorted([*data.glob(f"{split}.parquet"), *data.glob(f"{split}-*.parquet")])
     if not files:
         raise InputError(f"{data} has no {split}.parquet; name another --split, or the file itself.")
@@ -187,8 +194,9 @@ def chunked(
         yield Chunk(pictures=files, items=items)
 
 
-def signature_of(files: Iterable[Path], **settings: Any) -> str:
-    """Changes when one of the files or a setting does: names, sizes and times of change, not their contents."""
+def signature_of(files: Iterable[Path], options: TaskOptions, *, pictures: Iterable[Path] = ()) -> str:
+    """Changes when one of the files or pictures, or a setting does: names, sizes and times of change, not their
+    contents. A picture may be missing: when it comes, that is another run."""
     digest = hashlib.blake2b(digest_size=16)
     for file in files:
         try:
@@ -196,7 +204,14 @@ def signature_of(files: Iterable[Path], **settings: Any) -> str:
         except OSError as e:
             raise InputError(f"{file} cannot be read: {e.strerror or e}.") from e
         digest.update(f"{file.resolve()} {status.st_size} {status.st_mtime_ns}\n".encode())
-    digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
+    for picture in dict.fromkeys(pictures):
+        try:
+            status = picture.stat()
+        except OSError:
+            digest.update(f"{picture.name} missing\n".encode())
+        else:
+            digest.update(f"{picture.name} {status.st_size} {status.st_mtime_ns}\n".encode())
+    digest.update(json.dumps(options.settings, sort_keys=True).encode())
     return digest.hexdigest()
 
 

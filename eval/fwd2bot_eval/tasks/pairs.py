@@ -67,7 +67,7 @@ class _CocoCaptions(CaptionTask):
             source="They are COCO's 2017 val images: download val2017.zip (1 GB) from cocodataset.org and unzip it to "
             f"{folder}.",
         )
-        super().__init__(options, files, entries, found=sum(p.is_file() for p in photos))
+        super().__init__(options, files, entries, photos=photos)
 
 
 class SugarCrepe(_CocoCaptions):

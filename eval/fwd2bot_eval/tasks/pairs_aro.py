@@ -79,7 +79,7 @@ class Aro(CaptionTask):
             allow_missing=options.allow_missing,
             source=f"They are Visual Genome photos: unzip vgr_vga_images.zip to {options.data}. {source}",
         )
-        super().__init__(options, files, entries, found=sum(p.is_file() for p in photos))
+        super().__init__(options, files, entries, photos=photos)
 
     def summarise(self, records: Records) -> Summary:
         columns = scorers_in(records)

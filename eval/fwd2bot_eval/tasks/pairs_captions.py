@@ -36,7 +36,7 @@ class CaptionTask:
 
     Args:
         files: that the items were read from.
-        found: how many of the pictures are there. More of them make another run.
+        photos: that the items are about.
     """
 
     name: str
@@ -47,12 +47,11 @@ class CaptionTask:
         files: Sequence[Path],
         entries: Sequence[tuple[PictureFile, CaptionItem]],
         *,
-        found: int,
+        photos: Sequence[Path],
     ) -> None:
         self.data = str(options.data)
-        self.signature = signature_of(
-            files, split=options.split, limit=options.limit, allow_missing=options.allow_missing, found=found
-        )
+        self.signature = signature_of(files, options, pictures=photos)
+        self.settings = options.settings
         self._limit = options.limit
         self.total = len(entries)
         self._groups: dict[str, tuple[PictureFile, list[CaptionItem]]] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -36,7 +37,8 @@ from fwd2bot_index.errors import InputError
 class WinogroundItem(Item):
     """``rows``: picture 0 and picture 1, of which ``captions`` 0 and 1 are true."""
 
-    photo: str
+    cluster: str
+    """A name of all the items that are bound to this one by pictures that they share."""
     captions: tuple[str, str]
     tag: str
 
@@ -64,10 +66,10 @@ class Winoground:
         source = "Winoground is facebook/winoground on the Hugging Face hub (examples.jsonl, images.zip)."
         files = need_files(options, ["examples.jsonl"], source)
         folder = options.data / "images"
-        self._entries: list[tuple[tuple[PictureFile, PictureFile], WinogroundItem]] = []
+        entries: list[tuple[tuple[PictureFile, PictureFile], WinogroundItem]] = []
         paths: list[Path] = []
         for line, row in read_jsonl(files[0]):
-            if len(self._entries) == options.limit:
+            if len(entries) == options.limit:
                 break
             where = f"{files[0]}, line {line}"
             names = [file_name(row, key, where) for key in ("image_0", "image_1")]
@@ -78,25 +80,25 @@ class Winoground:
                 id=str(row.get("id", line)),
                 category=text_of(row, "collapsed_tag", where),
                 rows=(),
-                photo=names[0],
+                cluster="",
                 captions=(text_of(row, "caption_0", where), text_of(row, "caption_1", where)),
                 tag=_tag(row, where),
             )
-            self._entries.append(((one, two), item))
-        if not self._entries:
+            entries.append(((one, two), item))
+        if not entries:
             raise InputError(f"{files[0]} holds no items.")
-        self.total = len(self._entries)
+        clusters = connected([(one.key, two.key) for (one, two), _ in entries])
+        self._entries = [
+            (pictures, dataclasses.replace(item, cluster=cluster))
+            for (pictures, item), cluster in zip(entries, clusters, strict=True)
+        ]
+        self.total = len(entries)
         require_pictures(
             paths, allow_missing=options.allow_missing, source=f"Unzip images.zip to {options.data}. {source}"
         )
         self.data = str(options.data)
-        self.signature = signature_of(
-            files,
-            split=options.split,
-            limit=options.limit,
-            allow_missing=options.allow_missing,
-            found=sum(p.is_file() for p in dict.fromkeys(paths)),
-        )
+        self.signature = signature_of(files, options, pictures=paths)
+        self.settings = options.settings
         self._limit = options.limit
 
     def chunks(self) -> Iterator[Chunk[WinogroundItem]]:
@@ -115,7 +117,7 @@ class Winoground:
             records.append(
                 Record(
                     item=item.id,
-                    cluster=item.photo,
+                    cluster=item.cluster,
                     category=item.category,
                     numbers=numbers,
                     texts={SCORERS: names_text(names), "tag": item.tag},
@@ -159,6 +161,25 @@ class Winoground:
                 )
             )
         return Summary(tables=tables, notes=coverage_notes(len(records), self.total, self._limit))
+
+
+def connected(pairs: Sequence[tuple[str, str]]) -> list[str]:
+    """Of each pair, a name of its connected component in the graph whose edges the pairs are.
+
+    >>> connected([("a", "b"), ("c", "d"), ("b", "c"), ("x", "x")])
+    ['a', 'a', 'a', 'x']
+    """
+    above: dict[str, str] = {}
+
+    def root(name: str) -> str:
+        while (parent := above.setdefault(name, name)) != name:
+            name = parent
+        return name
+
+    for one, two in pairs:
+        first, second = sorted((root(one), root(two)))
+        above[second] = first
+    return [root(one) for one, _ in pairs]
 
 
 def _four(name: str, caption: int, picture: int) -> str:

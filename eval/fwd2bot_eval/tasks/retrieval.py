@@ -52,6 +52,7 @@ class Retrieval:
         source = captioned(options)
         self.data = str(options.data)
         self.signature = source.signature(options)
+        self.settings = options.settings
         self._source = source
         self._limit = options.limit
         self.total = sum(1 for _ in source.read(False))
@@ -165,7 +166,7 @@ def _table(
 
 def median_estimate(values: npt.NDArray[np.int64], clusters: Sequence[str], *, seed: int = 0) -> Estimate:
     """The median of ``values`` [items] with its 95 % interval, by the same bootstrap over ``clusters`` [items] as
-    :func:`fwd2bot_eval.metrics.estimate`, which a median is no case of: sums do not give it."""
+    :func:`fwd2bot_eval.metrics.estimate`, which a median is no case of: sums do not give it. One cluster has none."""
     order = np.argsort(values, kind="stable")
     ranked = np.asarray(values, np.float64)[order]
     names, places = np.unique(np.asarray(clusters), return_inverse=True)
@@ -180,7 +181,7 @@ def median_estimate(values: npt.NDArray[np.int64], clusters: Sequence[str], *, s
         half = upto[:, -1:] / 2
         # of an even number of items, halfway between the two in the middle
         drawn.append((ranked[(upto >= half).argmax(axis=1)] + ranked[(upto > half).argmax(axis=1)]) / 2)
-    low, high = np.quantile(np.concatenate(drawn), [0.025, 0.975])
+    low, high = np.quantile(np.concatenate(drawn), [0.025, 0.975]) if len(names) > 1 else (np.nan, np.nan)
     return Estimate(
         value=float(np.median(ranked)), low=float(low), high=float(high), items=len(ranked), clusters=len(names)
     )

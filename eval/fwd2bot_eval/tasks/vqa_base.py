@@ -34,6 +34,11 @@ ALL: Final = "all"
 """The row over all items; as a category, that there are no others."""
 MAJORITY: Final = "majority"
 PER_TOKEN: Final = "per token"
+_TIDIED: Final = (
+    "Every model is asked as the bundled one was trained: a question is one line and ends in a mark, single "
+    "underscores are spaces, and an option has no full stop behind it."
+)
+_UNDERSCORE: Final = re.compile("(?<!_)_(?!_)")
 _CHANCE: Final = "chance"
 _COLUMNS: Final = "columns"
 """The text of a record that names the subject's columns: a run that is only summarised has no subject."""
@@ -75,26 +80,23 @@ class Source(Generic[ItemT]):
     read: Callable[[bool], Iterator[tuple[PictureFile, Sequence[ItemT]]]]
     """Pictures with their items, the same at every call; with False the pictures need not be readable. Raises
     InputError for a malformed row."""
-    found: int | None = None
-    """How many of the picture files are there: more of them make another run."""
+    pictures: Sequence[Path] = ()
+    """Files beside ``files``: others of them make another run."""
 
     def signature(self, options: TaskOptions) -> str:
         """Of a run over these items."""
-        return signature_of(
-            self.files,
-            split=options.split,
-            limit=options.limit,
-            allow_missing=options.allow_missing,
-            found=self.found,
-        )
+        return signature_of(self.files, options, pictures=self.pictures)
 
 
 def as_asked(question: str) -> str:
-    """A question as the bundled model's training tidies it: on one line, without underscores and spaces before
-    punctuation, and with a question mark. (Its tokenizer lowers case by itself.)
+    """A question as the bundled model's training tidies it: on one line, without spaces before punctuation and
+    underscores (but in a blank to fill in, which training has none of), and with a question mark. (Its tokenizer lowers
+    case by itself.)
 
-    >>> as_asked("is a red  shape above a square")
-    'is a red shape above a square?'
+    >>> as_asked("is a red  shape above a garbage_bin")
+    'is a red shape above a garbage bin?'
+    >>> as_asked("The cat_tail is ____ .")
+    'The cat tail is ____.'
     """
     text = _spaced(question)
     return text + "?" if text[-1:].isalnum() else text
@@ -119,7 +121,7 @@ def as_said(answer: str) -> str:
 
 
 def _spaced(text: str) -> str:
-    return re.sub(r"\s+([.,;:!?])(?!\w)", r"\1", " ".join(text.replace("_", " ").split()))
+    return re.sub(r"\s+([.,;:!?])(?!\w)", r"\1", " ".join(_UNDERSCORE.sub(" ", text).split()))
 
 
 def columns_of(subject: Subject, task: str) -> list[str]:
@@ -181,6 +183,7 @@ class QuestionTask(Generic[QuestionT]):
     def __init__(self, options: TaskOptions, source: Source[QuestionT]) -> None:
         self.data = str(options.data)
         self.signature = source.signature(options)
+        self.settings = options.settings
         self._source = source
         self._limit = options.limit
         # all rows are looked at before hours are spent on the first of them
@@ -190,7 +193,7 @@ class QuestionTask(Generic[QuestionT]):
         return chunked(((picture,), partial(placed, items)) for picture, items in self._source.read(True))
 
     def _notes(self, records: Records) -> list[str]:
-        return [*coverage_notes(len(records), self.total, self._limit), *self.NOTES]
+        return [*coverage_notes(len(records), self.total, self._limit), *self.NOTES, _TIDIED]
 
     def _record(
         self,
@@ -256,8 +259,10 @@ class OpenTask(QuestionTask[Open]):
         assert seen is not None
         columns = columns_of(subject, self.name)
         rows = [item.rows[0] for item in items]
-        prompts = [item.question + subject.short_answer_suffix for item in items]
-        said = {c: seen.reader(c).generate(rows, prompts, max_new_tokens=MAX_NEW_TOKENS) for c in columns}
+        said = {}
+        for c in columns:
+            prompts = [item.question + subject.short_answer_suffix(c) for item in items]
+            said[c] = seen.reader(c).generate(rows, prompts, max_new_tokens=MAX_NEW_TOKENS)
         return [
             self._record(
                 item,

@@ -21,6 +21,7 @@ from fwd2bot_eval.tasks.files import (
     json_rows,
     read_json,
     read_jsonl,
+    refuse_split,
     require_pictures,
     row_picture,
     text_of,
@@ -222,7 +223,7 @@ def _listed(
     def read(_: bool) -> Iterator[tuple[PictureFile, list[Open]]]:
         yield from groups.values()
 
-    return Source(files=files, read=read, found=sum(path.is_file() for path in paths))
+    return Source(files=files, read=read, pictures=paths)
 
 
 def _the_file(options: TaskOptions, what: str) -> Path:
@@ -240,6 +241,7 @@ def _the_file(options: TaskOptions, what: str) -> Path:
 
 def _gqa_file(options: TaskOptions) -> Path:
     if options.data.is_file():
+        refuse_split(options)
         return options.data
     splits = [options.split] if options.split is not None else ["testdev", "val"]
     names = [f"{split}{kind}_questions.json" for split in splits for kind in ("_balanced", "")]
@@ -253,6 +255,7 @@ def _gqa_file(options: TaskOptions) -> Path:
 
 def _pope_files(options: TaskOptions) -> list[Path]:
     if options.data.is_file():
+        refuse_split(options)
         return [options.data]
     kinds = [options.split] if options.split is not None else ["random", "popular", "adversarial"]
     files = [options.data / f"coco_pope_{kind}.json" for kind in kinds]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,6 +23,10 @@ LETTERS: Final = ("A", "B", "C", "D")
 _BLOCK_BYTES: Final = 2**26
 """A row must fit in; a few of them are in memory at once."""
 _COPIES_FROM: Final = 10**6
+_NEEDED: Final = ("index", "question", "A", "B", "answer", "category")
+_LONGEST_INDEX: Final = 12
+"""Of digits; no picture is as short in base64."""
+_OPTIONAL: Final = ("hint", "C", "D")
 
 
 class MMBench(ChoiceTask):
@@ -33,6 +37,9 @@ class MMBench(ChoiceTask):
 
     The texts of the options are scored, not their letters, so that the order of the options plays no part; rows that
     only rotate it (a million, or some, more than the index of their question) are left out. By category.
+
+    Files as VLMEvalKit publishes them have each picture once: in other rows ``image`` is the index of the row that has
+    it. The file is read for those first, and they are what is in memory.
 
     Raises:
         InputError: the file is missing, or a row is malformed.
@@ -51,7 +58,8 @@ class MMBench(ChoiceTask):
 
         def read(pictures: bool) -> Iterator[tuple[PictureFile, list[Choice]]]:
             given, seen = 0, set[int]()
-            for where, row in _rows(path, pictures=pictures):
+            shared = _shared_pictures(path) if pictures else {}
+            for where, row in _rows(path, [*_NEEDED, "image"] if pictures else _NEEDED, optional=_OPTIONAL):
                 if options.limit is not None and given >= options.limit:
                     return
                 index = text_of(row, "index", where)
@@ -61,7 +69,7 @@ class MMBench(ChoiceTask):
                     continue
                 seen.add(int(index))
                 given += 1
-                picture = _picture(row.get("image"), where)
+                picture = _picture(row.get("image"), where, shared)
                 yield picture, [_question(row, where, index, picture.key)]
 
         super().__init__(options, Source(files=[path], read=read))
@@ -76,15 +84,27 @@ def _tsv(data: Path) -> Path:
     return files[0]
 
 
-def _rows(path: Path, *, pictures: bool) -> Iterator[tuple[str, dict[str, Any]]]:
+def _shared_pictures(path: Path) -> dict[str, str]:
+    """By index: the base64 of the pictures that other rows name by it."""
+    wanted = {row["image"] for _, row in _rows(path, ["image"]) if _is_index(row["image"])}
+    if not wanted:
+        return {}
+    rows = (row for _, row in _rows(path, ["index", "image"]))
+    return {row["index"]: row["image"] for row in rows if row["index"] in wanted and not _is_index(row["image"])}
+
+
+def _is_index(cell: str | None) -> bool:
+    return cell is not None and cell.isdecimal() and len(cell) <= _LONGEST_INDEX
+
+
+def _rows(path: Path, needed: Sequence[str], *, optional: Sequence[str] = ()) -> Iterator[tuple[str, dict[str, Any]]]:
     """Where a row is, from 1 below the header, and its texts by column."""
-    needed = ["index", "question", "A", "B", "answer", "category", *(["image"] if pictures else [])]
     try:
         with path.open(encoding="utf-8-sig") as file:
             header = file.readline().rstrip("\r\n").split("\t")
-        if missing := [c for c in (*needed, "image") if c not in header]:
+        if missing := [c for c in (*_NEEDED, "image") if c not in header]:
             raise InputError(f"{path} has no column {missing[0]!r}.")
-        columns = [*needed, *(c for c in ("hint", "C", "D") if c in header)]
+        columns = [*needed, *(c for c in optional if c in header)]
         reader = pyarrow.csv.open_csv(
             path,
             read_options=pyarrow.csv.ReadOptions(block_size=_BLOCK_BYTES, use_threads=False),
@@ -102,11 +122,13 @@ def _rows(path: Path, *, pictures: bool) -> Iterator[tuple[str, dict[str, Any]]]
         raise InputError(f"{path} cannot be read as TSV: {str(e).splitlines()[0]}") from e
 
 
-def _picture(cell: Any, where: str) -> PictureFile:
-    """Questions about the same picture have it once each: its key is its content."""
-    text = cell if isinstance(cell, str) else ""
+def _picture(cell: str | None, where: str, shared: Mapping[str, str]) -> PictureFile:
+    """Its key is its content: questions about the same picture may have it once each."""
+    text = shared.get(cell, cell) if cell is not None else ""
 
     def read() -> bytes:
+        if _is_index(text):
+            raise ImageError(f"its image column names row {text}, which has no picture")
         if len(text) > (MAX_FILE_BYTES + 2) // 3 * 4:
             raise ImageError(f"its base64 is longer than of {MAX_FILE_BYTES} bytes, the limit")
         try:

@@ -13,7 +13,7 @@ import numpy as np
 from fwd2bot_eval.runs import PictureFile, Record
 from fwd2bot_eval.subjects import Seen, Subject
 from fwd2bot_eval.tasks import vqa_scores
-from fwd2bot_eval.tasks.files import parquet_files, parquet_picture, parquet_rows, text_of, texts_of
+from fwd2bot_eval.tasks.files import parquet_files, parquet_picture, parquet_rows, refuse_split, text_of, texts_of
 from fwd2bot_eval.tasks.options import TaskOptions
 from fwd2bot_eval.tasks.vqa_base import (
     ALL,
@@ -146,10 +146,13 @@ def split_files(options: TaskOptions) -> list[Path]:
     """Files of the split asked for, or of the first there is.
 
     Raises:
-        InputError: there are none.
+        InputError: there are none, or a split of a single file is asked for.
     """
-    if options.split is not None or options.data.is_file():
-        return parquet_files(options.data, options.split or "")
+    if options.data.is_file():
+        refuse_split(options)
+        return [options.data]
+    if options.split is not None:
+        return parquet_files(options.data, options.split)
     for split in DEFAULT_SPLITS:
         try:
             return parquet_files(options.data, split)
