@@ -78,7 +78,7 @@ def test_hub_model_without_network(fwd2bot: Run, own_indexed: Path, offline: Non
 def test_no_index(fwd2bot: Run, place: Path, command: list[str]) -> None:
     for arguments, name in ((command, str(place)), ([*command, "--index", "nowhere"], "nowhere")):
         outcome = fwd2bot(*arguments)
-        assert outcome.code == 1
+        assert outcome.code == 2
         assert name in outcome.sentence
         assert "fwd2bot index" in outcome.sentence
     assert list(place.iterdir()) == []

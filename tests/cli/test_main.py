@@ -121,12 +121,6 @@ def test_a_bug_is_one_line_and_debug_shows_it(fwd2bot: Run, indexed: Path, monke
     assert "Traceback" in fwd2bot("search", "red", models=models).err
 
 
-def test_an_index_that_is_not_there_is_a_mistake_of_the_command_line(fwd2bot: Run, place: Path) -> None:
-    for arguments in (["info"], ["search", "red"], ["verify", "--index", "nowhere"]):
-        outcome = fwd2bot(*arguments)
-        assert (outcome.code, outcome.sentence.startswith("error: There is no index in")) == (2, True)
-
-
 def test_debug_shows_where_an_expected_error_came_from(fwd2bot: Run, place: Path) -> None:
     assert "Traceback" not in fwd2bot("info").err
     assert "IndexNotFoundError" in fwd2bot("info", "--debug").err
